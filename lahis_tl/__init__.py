@@ -1,0 +1,1 @@
+from lahis_tl.models import load_model

@@ -1,0 +1,229 @@
+"""What the package needs of a model, for both of TransformerLens's classes.
+
+A HookedTransformer and a TransformerBridge differ in how they tokenise, report unknown hooks and
+build their logits. The functions here hide that; they never import TransformerLens.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from lahis_tl.errors import ModelError
+from lahis_tl.heads import HeadGrid
+
+
+@dataclass
+class ModelRecord:
+    """What is known of a model beyond the module itself; filled in by ``load_model``."""
+
+    tokenizer: Any = None
+    card: dict[str, Any] = field(default_factory=dict)
+
+
+_records: "WeakKeyDictionary[nn.Module, ModelRecord]" = WeakKeyDictionary()
+_points: "WeakKeyDictionary[nn.Module, list[nn.Module]]" = WeakKeyDictionary()
+_unembeddings: "WeakKeyDictionary[nn.Module, Unembedding | None]" = WeakKeyDictionary()
+
+
+def remember(model: nn.Module, record: ModelRecord) -> None:
+    _records[model] = record
+
+
+def is_bridge(model: nn.Module) -> bool:
+    return hasattr(model, "original_model")
+
+
+def grid_of(model: nn.Module) -> HeadGrid:
+    """The model's layers × query heads.
+
+    Raises:
+        ModelError: it is neither a HookedTransformer nor a TransformerBridge.
+    """
+    cfg = getattr(model, "cfg", None)
+    if cfg is None or not hasattr(model, "hook_dict"):
+        raise ModelError(
+            f"{type(model).__name__} is neither a HookedTransformer nor a TransformerBridge; "
+            "load it with lahis_tl.load_model."
+        )
+    return HeadGrid(int(cfg.n_layers), int(cfg.n_heads))
+
+
+def head_points(model: nn.Module) -> list[nn.Module]:
+    """The HookPoint of every layer's head outputs z [batch, pos, head, d_head].
+
+    Resolved once for each model: the lookup is slow on some versions, and ``run_with_hooks``
+    of the 3.9 bridge ignores a name that it does not know.
+
+    Raises:
+        ModelError: some layer has no ``hook_z``.
+    """
+    if model not in _points:
+        grid = grid_of(model)
+        table = model.hook_dict
+        names = [f"blocks.{layer}.attn.hook_z" for layer in range(grid.n_layers)]
+        missing = [name for name in names if name not in table]
+        if missing:
+            raise ModelError(
+                f"{model_name(model)} gives no per-head output: {len(missing)} of {len(names)} layers "
+                f"lack a hook such as {missing[0]!r}. Models without softmax attention heads in every "
+                "layer (state-space, hybrid) cannot be masked head by head."
+            )
+        _points[model] = [table[name] for name in names]
+    return _points[model]
+
+
+def model_name(model: nn.Module) -> str:
+    card = _records[model].card if model in _records else {}
+    return str(card.get("name") or getattr(model.cfg, "model_name", type(model).__name__))
+
+
+def tokenizer_of(model: nn.Module) -> Any:
+    """The Hugging Face tokenizer whose ids the package feeds to the model.
+
+    Raises:
+        ModelError: the model has none.
+    """
+    record = _records.get(model)
+    tokenizer = record.tokenizer if record else getattr(model, "tokenizer", None)
+    if tokenizer is None:
+        raise ModelError(
+            f"{model_name(model)} has no tokenizer, so texts cannot be read; "
+            "pass token ids, or set model.tokenizer."
+        )
+    return tokenizer
+
+
+def context_length(model: nn.Module) -> int | None:
+    """Most tokens that one text may have, None where the model names no limit."""
+    limit = getattr(model.cfg, "n_ctx", None)
+    return int(limit) if limit else None
+
+
+def device_of(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
+
+
+def dtype_of(model: nn.Module) -> torch.dtype:
+    return next(p.dtype for p in model.parameters() if p.is_floating_point())
+
+
+def card_of(model: nn.Module) -> dict[str, Any]:
+    """The birth certificate of a model, as it is written on every result."""
+    record = _records.get(model)
+    if record and record.card:
+        return dict(record.card)
+    grid = grid_of(model)
+    return {
+        "name": model_name(model),
+        "class": type(model).__name__,
+        "n_layers": grid.n_layers,
+        "n_heads": grid.n_heads,
+        "dtype": str(dtype_of(model)).removeprefix("torch."),
+        "weight_processing": _weight_processing(model),
+        "loaded_by": "user",
+    }
+
+
+def _weight_processing(model: nn.Module) -> str:
+    """Whether TransformerLens rewrote the weights; then a head's value bias sits in b_O."""
+    if is_bridge(model):
+        return "compatibility mode" if getattr(model, "compatibility_mode", False) else "none"
+    norm = getattr(model.cfg, "normalization_type", None)
+    return "layer norm folded" if norm in ("LNPre", "RMSPre") else "none seen"
+
+
+def final_hidden(
+    model: nn.Module,
+    ids: Int[Tensor, "batch pos"],
+    attention_mask: Int[Tensor, "batch pos"],
+) -> Float[Tensor, "batch pos d_model"]:
+    """The normalised last residual stream, that is, the input of the unembedding."""
+    if is_bridge(model):
+        backbone = model.original_model.base_model
+        return backbone(
+            input_ids=ids, attention_mask=attention_mask, use_cache=False
+        ).last_hidden_state
+    residual = model(ids, attention_mask=attention_mask, stop_at_layer=model.cfg.n_layers)
+    return model.ln_final(residual) if model.cfg.normalization_type else residual
+
+
+def full_logits(
+    model: nn.Module,
+    ids: Int[Tensor, "batch pos"],
+    attention_mask: Int[Tensor, "batch pos"],
+) -> Float[Tensor, "batch pos vocab"]:
+    """The model's logits by its own forward pass; token ids and mask always go together."""
+    return model(ids, attention_mask=attention_mask, return_type="logits")
+
+
+@dataclass(frozen=True)
+class Unembedding:
+    """From the final hidden state to logits: ``softcap(scale · (hidden @ weight.T + bias))``."""
+
+    weight: Float[Tensor, "vocab d_model"]
+    bias: Float[Tensor, " vocab"] | None = None
+    scale: float = 1.0
+    softcap: float | None = None
+
+    def __call__(self, hidden: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows vocab"]:
+        logits = nn.functional.linear(hidden, self.weight, self.bias)
+        logits = logits.to(torch.promote_types(hidden.dtype, torch.float32))
+        logits = logits * self.scale if self.scale != 1.0 else logits
+        return self.softcap * torch.tanh(logits / self.softcap) if self.softcap else logits
+
+
+def unembedding_of(model: nn.Module) -> Unembedding | None:
+    """The model's unembedding, or None where it is not a linear map with known scaling.
+
+    Checked once against the model's own logits, so that an architecture with another kind of
+    output (extra projections, several heads) is computed by its own forward pass instead.
+    """
+    if model not in _unembeddings:
+        candidate = _read_unembedding(model)
+        if candidate is not None and not _reproduces_logits(model, candidate):
+            candidate = None
+        _unembeddings[model] = candidate
+    return _unembeddings[model]
+
+
+def _read_unembedding(model: nn.Module) -> Unembedding | None:
+    if not is_bridge(model):
+        cap = getattr(model.cfg, "output_logits_soft_cap", -1.0)
+        return Unembedding(
+            weight=model.unembed.W_U.T,
+            bias=_nonzero(model.unembed.b_U),
+            softcap=cap if cap and cap > 0 else None,
+        )
+    hf = model.original_model
+    head = hf.get_output_embeddings() if hasattr(hf, "get_output_embeddings") else None
+    head = getattr(head, "original_component", head)
+    if head is None or not hasattr(head, "weight") or not hasattr(hf, "base_model"):
+        return None
+    config: Mapping[str, Any] = hf.config.to_dict()
+    scale = float(config.get("logit_scale") or 1.0) / float(config.get("logits_scaling") or 1.0)
+    cap = config.get("final_logit_softcapping")
+    return Unembedding(head.weight, _nonzero(getattr(head, "bias", None)), scale, cap)
+
+
+def _nonzero(bias: Tensor | None) -> Tensor | None:
+    return bias if bias is not None and bool(bias.any()) else None
+
+
+@torch.no_grad()
+def _reproduces_logits(model: nn.Module, unembedding: Unembedding) -> bool:
+    ids = torch.arange(1, 9, device=device_of(model))[None] % unembedding.weight.shape[0]
+    mask = torch.ones_like(ids)
+    try:
+        ours = unembedding(final_hidden(model, ids, mask)).float()
+    except (AttributeError, RuntimeError, TypeError):
+        return False
+    theirs = full_logits(model, ids, mask).float()
+    if ours.shape != theirs.shape:
+        return False
+    tolerance = {torch.float32: 1e-4, torch.float64: 1e-8}.get(dtype_of(model), 3e-2)
+    return bool((ours - theirs).abs().max() <= tolerance * theirs.std().clamp_min(1e-12))

@@ -1,0 +1,111 @@
+"""Next-token loss of each text in float32, without a full copy of the logits."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from lahis_tl.access import Unembedding, final_hidden, full_logits, unembedding_of
+
+# One block of float32 logits holds this many numbers (64 MB).
+_BLOCK = 2**24
+
+
+class _ChunkedNLL(torch.autograd.Function):
+    """NLL of each row's target, block by block over rows.
+
+    The gradient with respect to the hidden states is computed with the block's logits at hand, so
+    they are neither kept nor computed twice: one product forward, one backward, as a plain loss needs.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, targets: Tensor, unembedding: Unembedding) -> Tensor:
+        wide = torch.promote_types(hidden.dtype, torch.float32)
+        needs_grad = ctx.needs_input_grad[0]
+        nll = torch.empty(len(hidden), dtype=wide, device=hidden.device)
+        grad = torch.empty_like(hidden) if needs_grad else None
+        for rows in _row_blocks(len(hidden), len(unembedding.weight)):
+            logits = unembedding(hidden[rows])
+            slope = _softcap_slope(logits, unembedding) if needs_grad else None
+            target = targets[rows, None].to(logits.device)
+            log_p = logits.log_softmax(-1)
+            nll[rows] = -log_p.gather(1, target)[:, 0].to(nll.device)
+            if grad is not None:
+                d_logits = log_p.exp_()
+                d_logits.scatter_add_(1, target, torch.full_like(target, -1, dtype=wide))
+                if slope is not None:
+                    d_logits *= slope
+                if unembedding.scale != 1.0:
+                    d_logits *= unembedding.scale
+                grad[rows] = d_logits.to(hidden.dtype) @ unembedding.weight
+        if grad is not None:
+            ctx.save_for_backward(grad)
+        return nll
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        (grad,) = ctx.saved_tensors
+        return grad * grads[0][:, None].to(grad.dtype), None, None
+
+
+def _softcap_slope(logits: Tensor, unembedding: Unembedding) -> Tensor | None:
+    cap = unembedding.softcap
+    return None if cap is None else 1 - (logits / cap) ** 2
+
+
+def _row_blocks(n_rows: int, width: int) -> list[slice]:
+    step = max(1, _BLOCK // width)
+    return [slice(start, start + step) for start in range(0, n_rows, step)]
+
+
+def chunked_nll(
+    hidden: Float[Tensor, "row d_model"],
+    targets: Int[Tensor, " row"],
+    unembedding: Unembedding,
+) -> Float[Tensor, " row"]:
+    """−log p(target) of each row in nats, float32 (float64 for float64 input)."""
+    return _ChunkedNLL.apply(hidden, targets, unembedding)  # type: ignore[return-value]
+
+
+def predicted_positions(
+    attention_mask: Int[Tensor, "batch pos"],
+) -> Bool[Tensor, "batch pos_minus_1"]:
+    """Where a real token predicts a real token."""
+    return (attention_mask[:, 1:] * attention_mask[:, :-1]).bool()
+
+
+def token_nll(
+    model: nn.Module,
+    ids: Int[Tensor, "batch pos"],
+    attention_mask: Int[Tensor, "batch pos"],
+) -> Float[Tensor, "batch pos_minus_1"]:
+    """NLL of each next token in nats, 0 where there is no real token to predict."""
+    valid = predicted_positions(attention_mask)
+    targets = ids[:, 1:][valid]
+    unembedding = unembedding_of(model)
+    if unembedding is None:
+        logits = full_logits(model, ids, attention_mask)[:, :-1][valid]
+        wide = torch.promote_types(logits.dtype, torch.float32)
+        rows = torch.cat(
+            [
+                nn.functional.cross_entropy(logits[b].to(wide), targets[b], reduction="none")
+                for b in _row_blocks(len(targets), logits.shape[-1])
+            ]
+        )
+    else:
+        hidden = final_hidden(model, ids, attention_mask)[:, :-1]
+        rows = chunked_nll(hidden[valid], targets.to(hidden.device), unembedding)
+    out = rows.new_zeros(valid.shape)
+    return out.masked_scatter(valid.to(rows.device), rows)
+
+
+def text_nll(
+    model: nn.Module,
+    ids: Int[Tensor, "batch pos"],
+    attention_mask: Int[Tensor, "batch pos"],
+) -> Float[Tensor, " batch"]:
+    """Mean next-token NLL of each text in nats per token."""
+    counts = predicted_positions(attention_mask).sum(1)
+    nll = token_nll(model, ids, attention_mask)
+    return nll.sum(1) / counts.to(nll.device)
