@@ -161,9 +161,10 @@ def smollm2_folder() -> Path:
         _require_gguf(gguf)
         converted = Path(scratch) / folder.name
         options = {"gguf_file": gguf.name}
-        AutoModelForCausalLM.from_pretrained(
-            gguf.parent, dtype=torch.float32, **options
-        ).save_pretrained(converted)
+        hf = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **options)
+        hf.hf_quantizer = None  # the weights are plain float32 by now
+        del hf.config.quantization_config
+        hf.save_pretrained(converted)
         AutoTokenizer.from_pretrained(gguf.parent, **options).save_pretrained(converted)
         digest = _sha256(converted / "model.safetensors")
         (converted / "sha256").write_text(digest)

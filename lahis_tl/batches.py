@@ -1,0 +1,96 @@
+"""From texts to padded batches of token ids."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from lahis_tl.access import context_length, tokenizer_of
+from lahis_tl.corpora import Corpus
+from lahis_tl.errors import CorpusError
+
+TokenIds = Mapping[str, Sequence[Sequence[int]]]  # language → texts → ids
+
+
+class TextKey(NamedTuple):
+    """One text of a corpus."""
+
+    language: str
+    index: int
+
+
+class Batch(NamedTuple):
+    """Texts of similar length, padded on the right."""
+
+    keys: list[TextKey]
+    ids: Int[Tensor, "batch pos"]
+    attention_mask: Int[Tensor, "batch pos"]
+
+
+def tokenize(
+    model: nn.Module, corpus: Corpus | TokenIds, max_tokens: int | None = None
+) -> dict[str, list[list[int]]]:
+    """Token ids of each text, with the tokenizer's own special tokens, cut at ``max_tokens``.
+
+    Ids that are given instead of texts are only cut and checked.
+
+    Raises:
+        CorpusError: a text has fewer than two tokens, so that no token is predicted.
+        ValueError: ``max_tokens`` is below 2 or beyond the model's context.
+    """
+    limit = context_length(model)
+    if max_tokens is not None and max_tokens < 2:
+        raise ValueError(f"max_tokens={max_tokens}: at least 2 tokens are needed to predict one")
+    if max_tokens is not None and limit is not None and max_tokens > limit:
+        raise ValueError(f"max_tokens={max_tokens} is beyond the model's context of {limit} tokens")
+    cut = max_tokens or limit
+    if isinstance(corpus, Corpus):
+        tokenizer = tokenizer_of(model)
+        found = {language: _encode(tokenizer, texts) for language, texts in corpus.texts.items()}
+    else:
+        found = {language: [list(ids) for ids in texts] for language, texts in corpus.items()}
+    if not any(found.values()):
+        raise CorpusError("there is no text to tokenise")
+    for language, texts in found.items():
+        for index, ids in enumerate(texts):
+            if len(ids[:cut]) < 2:
+                raise CorpusError(
+                    f"text {index} of {language!r} has {len(ids)} token(s); at least 2 are needed to "
+                    "predict one. Drop it, or raise min_chars in load_corpus"
+                )
+    return {language: [ids[:cut] for ids in texts] for language, texts in found.items()}
+
+
+def _encode(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    # A lone surrogate cannot be encoded as UTF-8; the replacement character stands for it.
+    clean = [text.encode("utf-8", "replace").decode("utf-8") for text in texts]
+    return [list(ids) for ids in tokenizer(clean, verbose=False)["input_ids"]]
+
+
+def make_batches(token_ids: TokenIds, batch_tokens: int) -> list[Batch]:
+    """Batches over all languages by falling length; ``batch_tokens`` bounds padded tokens in each.
+
+    A text longer than the bound makes a batch of its own. Texts of like length come together, so
+    little is padding, and the longest come first, so that memory runs out at once or never.
+    """
+    if batch_tokens < 2:
+        raise ValueError(f"batch_tokens={batch_tokens} must be at least 2")
+    keys = [TextKey(language, i) for language, texts in token_ids.items() for i in range(len(texts))]
+    keys.sort(key=lambda key: -len(token_ids[key.language][key.index]))
+    batches: list[Batch] = []
+    start = 0
+    while start < len(keys):
+        longest = len(token_ids[keys[start].language][keys[start].index])
+        group = keys[start : start + max(1, batch_tokens // longest)]
+        batches.append(_pad(group, token_ids))
+        start += len(group)
+    return batches
+
+
+def _pad(keys: list[TextKey], token_ids: TokenIds) -> Batch:
+    rows = [torch.tensor(token_ids[key.language][key.index]) for key in keys]
+    ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=0)
+    mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
+    return Batch(keys, ids, mask)

@@ -1,0 +1,347 @@
+"""Texts by language: from the hub, local files, or the bundled parallel corpus."""
+
+import hashlib
+import json
+import random
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import langcodes
+import pandas as pd
+
+from lahis_tl.errors import CorpusError
+
+BUNDLED = "bundled"
+_READERS: dict[str, Callable[..., pd.DataFrame]] = {
+    ".csv": partial(pd.read_csv, keep_default_na=False, dtype=str),
+    ".json": pd.read_json,
+    ".jsonl": partial(pd.read_json, lines=True, dtype=False),
+    ".parquet": pd.read_parquet,
+}
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Texts of several languages.
+
+    >>> corpus = load_corpus({"en": ["One plain sentence, long enough."], "fr": ["Une phrase simple, assez longue."]})
+    >>> corpus
+    Corpus(en: 1, fr: 1)
+    >>> corpus.parallel
+    False
+
+    Attributes:
+        texts: language → texts.
+        ids: what the texts are about, one id a row, if the corpus is parallel: the i-th texts of all
+            languages then say the same. None if not.
+        source: where it came from.
+        dropped: language → number of near-empty or repeated texts left out.
+    """
+
+    texts: Mapping[str, tuple[str, ...]]
+    ids: tuple[str, ...] | None = None
+    source: str = "memory"
+    dropped: Mapping[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.texts:
+            raise CorpusError(f"the corpus {self.source} has no language")
+        for language, texts in self.texts.items():
+            if not texts:
+                left_out = self.dropped.get(language, 0)
+                raise CorpusError(
+                    f"the corpus {self.source} has no usable text for {language!r} "
+                    f"({left_out} near-empty or repeated ones were left out)"
+                )
+            if self.ids is not None and len(texts) != len(self.ids):
+                raise CorpusError(
+                    f"a parallel corpus needs one text an id, but {language!r} has {len(texts)} for {len(self.ids)}"
+                )
+
+    def __repr__(self) -> str:
+        sizes = ", ".join(f"{language}: {len(texts)}" for language, texts in self.texts.items())
+        return f"Corpus({sizes}{', parallel' if self.parallel else ''})"
+
+    def __getitem__(self, language: str) -> tuple[str, ...]:
+        if language not in self.texts:
+            raise CorpusError(f"the corpus has no {language!r}; it has {', '.join(self.languages)}")
+        return self.texts[language]
+
+    @property
+    def languages(self) -> list[str]:
+        return list(self.texts)
+
+    @property
+    def parallel(self) -> bool:
+        """Whether the i-th texts of all languages are translations of one another."""
+        return self.ids is not None
+
+    @property
+    def sha256(self) -> str:
+        """A hash of languages, ids and texts, in their order."""
+        content = json.dumps([list(self.texts.items()), self.ids], ensure_ascii=True)
+        return hashlib.sha256(content.encode()).hexdigest()
+
+    @property
+    def card(self) -> dict[str, Any]:
+        """What a result says of the texts that it came from."""
+        return {
+            "source": self.source,
+            "sha256": self.sha256,
+            "texts": {language: len(texts) for language, texts in self.texts.items()},
+            "parallel": self.parallel,
+            "dropped": dict(self.dropped),
+        }
+
+    def select(self, languages: Iterable[str]) -> "Corpus":
+        """Only these languages, in this order."""
+        return replace(self, texts={language: self[language] for language in languages})
+
+    def sample(self, n: int, seed: int = 0) -> "Corpus":
+        """``n`` texts a language; of a parallel corpus the same rows for all.
+
+        Raises:
+            CorpusError: some language has fewer.
+        """
+        return self.split(n, seed)[0] if n < self._smallest() else self._all_of(n)
+
+    def _all_of(self, n: int) -> "Corpus":
+        if n > self._smallest():
+            raise CorpusError(f"{n} texts a language were asked for, but there are {self!r}")
+        return self if len({len(t) for t in self.texts.values()}) == 1 else self._rows(n, seed=0)[0]
+
+    def split(self, n: int | float, seed: int = 0) -> tuple["Corpus", "Corpus"]:
+        """Two corpora without a common text: ``n`` texts a language (or that share), and the rest.
+
+        Rows of a parallel corpus stay together, so that no paragraph of the first corpus is in the
+        second in another language either.
+
+        Raises:
+            CorpusError: a side would be empty.
+        """
+        count = round(n * self._smallest()) if isinstance(n, float) else n
+        if not 0 < count < self._smallest():
+            raise CorpusError(
+                f"cannot split off {count} texts a language and leave some: there are {self!r}"
+            )
+        return self._rows(count, seed)
+
+    def _rows(self, count: int, seed: int) -> tuple["Corpus", "Corpus"]:
+        orders = {}
+        for language, texts in self.texts.items():
+            # One order for a parallel corpus; else one a language, whatever the others are.
+            key = f"{seed}" if self.parallel else f"{seed}/{language}"
+            orders[language] = random.Random(key).sample(range(len(texts)), len(texts))
+        return self._take(orders, slice(count)), self._take(orders, slice(count, None))
+
+    def _take(self, orders: Mapping[str, list[int]], part: slice) -> "Corpus":
+        rows = {language: sorted(order[part]) for language, order in orders.items()}
+        shared = next(iter(rows.values()))
+        texts = {language: tuple(self.texts[language][i] for i in rows[language]) for language in rows}
+        ids = None if self.ids is None else tuple(self.ids[i] for i in shared)
+        return replace(self, texts=texts, ids=ids)
+
+    def _smallest(self) -> int:
+        return min(len(texts) for texts in self.texts.values())
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """Columns language, id (row number where the corpus is not parallel), text."""
+        return pd.DataFrame(
+            [
+                {"language": language, "id": self.ids[i] if self.ids else i, "text": text}
+                for language, texts in self.texts.items()
+                for i, text in enumerate(texts)
+            ]
+        )
+
+
+def check_language(code: str) -> str:
+    """The code in its standard spelling (BCP 47): ``en``, ``pt-BR``, ``zh-Hant``.
+
+    >>> check_language("pt_br")
+    'pt-BR'
+
+    Raises:
+        CorpusError: there is no such language.
+    """
+    try:
+        known = langcodes.tag_is_valid(code)
+    except (ValueError, AttributeError):
+        known = False
+    if not known:
+        raise CorpusError(
+            f"unknown language code {code!r}; use BCP 47 codes such as en, fr, zh, hi, pt-BR"
+        )
+    return langcodes.standardize_tag(code)
+
+
+def load_corpus(
+    source: str | Path | Mapping[str, Sequence[str]] = BUNDLED,
+    languages: Sequence[str] | None = None,
+    n: int | None = None,
+    *,
+    seed: int = 0,
+    split: str | None = None,
+    text_column: str = "text",
+    language_column: str = "language",
+    id_column: str | None = None,
+    config: str | None = None,
+    revision: str | None = None,
+    min_chars: int = 20,
+) -> Corpus:
+    """Texts by language.
+
+    >>> load_corpus("bundled", ["en", "fr"], n=48)
+    Corpus(en: 48, fr: 48, parallel)
+
+    Args:
+        source: ``"bundled"`` (80 parallel paragraphs of ours in 10 languages); a mapping language →
+            texts; a folder with one file a language (``fr.txt``, ``fr.jsonl``, ...); one table (json,
+            jsonl, csv, parquet) with a language and a text column, or with one column a language; or
+            a hub data set. ``wikimedia/wikipedia`` and ``openlanguagedata/flores_plus`` are known;
+            for others name the configuration by ``config="{language}"`` or a ``language_column``.
+        languages: BCP 47 codes; all there are if None (needed for the hub).
+        n: texts a language, drawn by ``seed``; all if None (needed for Wikipedia).
+        split: of a hub data set; ``train``, or what the known ones are made for.
+        id_column: where rows of one id are translations of one another; makes the corpus parallel.
+        min_chars: texts shorter than this, white space stripped, are left out and counted, as are
+            repeated ones; a parallel corpus loses the row in all languages.
+
+    A ``.txt`` file holds one text a line.
+
+    Raises:
+        CorpusError: an unknown or absent language, no such file, no such column, or no text left.
+    """
+    wanted = None if languages is None else [check_language(code) for code in languages]
+    if wanted is not None and len(set(wanted)) < len(wanted):
+        raise CorpusError(f"a language is named twice: {', '.join(wanted)}")
+    if isinstance(source, Mapping):
+        table = _from_mapping(source)
+        name = "memory"
+    elif source == BUNDLED:
+        table, name = _from_folder(Path(str(files("lahis_tl") / "data" / "parallel"))), BUNDLED
+        id_column = "id"
+    elif Path(source).exists():
+        path = Path(source)
+        table = _from_folder(path) if path.is_dir() else _from_file(path)
+        name = path.name
+    else:
+        from lahis_tl.hub import from_hub
+
+        if Path(source).suffix in {".txt", *_READERS}:
+            raise CorpusError(f"there is no file {source}")
+        table, id_column = from_hub(
+            str(source), wanted, n, seed, split, text_column, language_column, id_column, config, revision
+        )
+        name = str(source) + (f"@{revision}" if revision else "")
+    table = _normalise(table, name, text_column, language_column, id_column)
+    wanted = wanted or list(dict.fromkeys(table["language"]))
+    corpus = _clean(table, wanted, name, min_chars, parallel="id" in table)
+    return corpus if n is None else corpus.sample(n, seed)
+
+
+def _from_mapping(source: Mapping[str, Sequence[str]]) -> pd.DataFrame:
+    rows = [(language, text) for language, texts in source.items() for text in texts]
+    empty = [language for language, texts in source.items() if not len(texts)]
+    if empty or not rows:
+        raise CorpusError(f"no texts were given for {', '.join(map(repr, empty)) or 'any language'}")
+    return pd.DataFrame(rows, columns=["language", "text"])
+
+
+def _from_folder(folder: Path) -> pd.DataFrame:
+    tables = []
+    for path in sorted(folder.iterdir()):
+        if path.suffix in {".txt", *_READERS}:
+            table = _from_file(path)
+            table["language"] = path.stem
+            tables.append(table)
+    if not tables:
+        raise CorpusError(
+            f"the folder {folder} holds no file named after a language, such as en.txt or en.jsonl"
+        )
+    return pd.concat(tables, ignore_index=True)
+
+
+def _from_file(path: Path) -> pd.DataFrame:
+    try:
+        if path.suffix == ".txt":
+            lines = path.read_text(encoding="utf-8").split("\n")
+            return pd.DataFrame({"text": [line for line in lines if line.strip()]})
+        reader = _READERS.get(path.suffix)
+        if reader is None:
+            raise CorpusError(
+                f"cannot read {path.name}: the formats are txt, {', '.join(s[1:] for s in _READERS)}"
+            )
+        return reader(path)
+    except (ValueError, OSError, UnicodeDecodeError) as error:
+        if isinstance(error, CorpusError):
+            raise
+        raise CorpusError(f"cannot read {path}: {error}") from error
+
+
+def _normalise(
+    table: pd.DataFrame, name: str, text_column: str, language_column: str, id_column: str | None
+) -> pd.DataFrame:
+    """Columns language and text, and id where the corpus is parallel."""
+    if text_column not in table.columns:
+        codes = [c for c in table.columns if isinstance(c, str) and langcodes.tag_is_valid(c) and c != "id"]
+        if not codes:
+            raise CorpusError(
+                f"{name} has no column {text_column!r} and no column named after a language; "
+                f"it has {', '.join(map(str, table.columns))}"
+            )
+        table = table.assign(id=table[id_column] if id_column else range(len(table)))
+        table = table.melt("id", codes, var_name="language", value_name="text")
+        return table.assign(id=table["id"].astype(str), language=table["language"].map(check_language))
+    source_column = "language" if "language" in table.columns else language_column
+    if source_column not in table.columns:
+        raise CorpusError(
+            f"{name} does not say which language its texts are in: it has no column "
+            f"{language_column!r}; name it by language_column, or name the file after the language"
+        )
+    columns = {"language": table[source_column].map(check_language), "text": table[text_column]}
+    if id_column is not None:
+        if id_column not in table.columns:
+            raise CorpusError(f"{name} has no column {id_column!r}; it has {', '.join(map(str, table.columns))}")
+        columns["id"] = table[id_column].astype(str)
+    return pd.DataFrame(columns)
+
+
+def _clean(
+    table: pd.DataFrame, languages: list[str], name: str, min_chars: int, parallel: bool
+) -> Corpus:
+    absent = [code for code in languages if code not in set(table["language"])]
+    if absent:
+        there = ", ".join(dict.fromkeys(table["language"]))
+        raise CorpusError(f"{name} has no texts in {', '.join(absent)}; it has {there}")
+    by_language: dict[str, dict[Any, str]] = {}
+    dropped: dict[str, int] = {}
+    for language in languages:
+        rows = table[table["language"] == language]
+        keys = list(rows["id"]) if parallel else list(range(len(rows)))
+        if len(set(keys)) < len(keys):
+            raise CorpusError(f"{name}: ids repeat within {language!r}, so rows cannot be matched")
+        seen: set[str] = set()
+        kept = {}
+        for key, text in zip(keys, rows["text"], strict=True):
+            text = text.strip() if isinstance(text, str) else ""
+            if len(text) >= min_chars and text not in seen:
+                seen.add(text)
+                kept[key] = text
+        by_language[language] = kept
+        dropped[language] = len(keys) - len(kept)
+    ids = None
+    if parallel:
+        common = set.intersection(*(set(kept) for kept in by_language.values()))
+        ids = tuple(key for key in by_language[languages[0]] if key in common)
+        by_language = {code: {key: kept[key] for key in ids} for code, kept in by_language.items()}
+    return Corpus(
+        texts={code: tuple(kept.values()) for code, kept in by_language.items()},
+        ids=ids,
+        source=name,
+        dropped=dropped,
+    )

@@ -1,0 +1,193 @@
+"""Gradients of each text's loss with respect to the head mask, for every head in one pass."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from lahis_tl.access import card_of, device_of, grid_of
+from lahis_tl.artifacts import Artifact, Card
+from lahis_tl.batches import Batch, TokenIds, make_batches, tokenize
+from lahis_tl.corpora import Corpus
+from lahis_tl.errors import ModelError
+from lahis_tl.heads import HeadGrid
+from lahis_tl.losses import text_nll
+from lahis_tl.masks import masked
+from lahis_tl.shards import ShardStore
+
+
+@dataclass(frozen=True, eq=False)
+class HeadGradients(Artifact):
+    """dL/dm of every text, L its mean next-token NLL and m the head mask at 1.
+
+    Attributes:
+        gradients: language → float32 [text, layer, head], in nats per token and unit of mask. Negative
+            where more of the head lowers the loss, so where it helps.
+        losses: language → float32 [text], mean NLL in nats per token.
+        n_tokens: language → int64 [text], number of predicted tokens.
+        card: birth certificate: model, corpus, settings.
+    """
+
+    kind: ClassVar[str] = "head_gradients"
+    gradients: Mapping[str, Float[Tensor, "text layer head"]]
+    losses: Mapping[str, Float[Tensor, " text"]]
+    n_tokens: Mapping[str, Int[Tensor, " text"]]
+    card: Card = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        grids = {language: tuple(g.shape[1:]) for language, g in self.gradients.items()}
+        if len(set(grids.values())) != 1:
+            raise ValueError(f"all languages need one grid of heads, but have {grids}")
+        for language, gradient in self.gradients.items():
+            found = {len(gradient), len(self.losses[language]), len(self.n_tokens[language])}
+            if len(found) != 1:
+                raise ValueError(
+                    f"{language!r}: {len(gradient)} gradients, {len(self.losses[language])} losses and "
+                    f"{len(self.n_tokens[language])} token counts do not match"
+                )
+
+    def __repr__(self) -> str:
+        sizes = ", ".join(f"{code}: {len(g)}" for code, g in self.gradients.items())
+        return f"HeadGradients({sizes} texts; {self.grid})"
+
+    def __getitem__(self, language: str) -> Float[Tensor, "text layer head"]:
+        if language not in self.gradients:
+            raise KeyError(f"no gradients for {language!r}; there are {', '.join(self.languages)}")
+        return self.gradients[language]
+
+    @property
+    def languages(self) -> list[str]:
+        return list(self.gradients)
+
+    @property
+    def grid(self) -> HeadGrid:
+        return HeadGrid(*next(iter(self.gradients.values())).shape[1:])
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row a text and head: language, text, layer, head, gradient."""
+        frames = []
+        for language, gradient in self.gradients.items():
+            index = pd.MultiIndex.from_product(
+                [range(size) for size in gradient.shape], names=["text", "layer", "head"]
+            )
+            frame = pd.DataFrame({"gradient": gradient.flatten().numpy()}, index).reset_index()
+            frame.insert(0, "language", language)
+            frames.append(frame)
+        return pd.concat(frames, ignore_index=True)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {
+            f"{part}/{language}": tensor
+            for part in ("gradients", "losses", "n_tokens")
+            for language, tensor in getattr(self, part).items()
+        }
+
+    def _content(self) -> Card:
+        return {"languages": self.languages}
+
+    @classmethod
+    def _from_tensors(cls, tensors: dict[str, Tensor], card: Card) -> "HeadGradients":
+        parts = {
+            part: {code: tensors[f"{part}/{code}"] for code in card["content"]["languages"]}
+            for part in ("gradients", "losses", "n_tokens")
+        }
+        return cls(**parts, card=card)
+
+
+def head_gradients(
+    model: nn.Module,
+    corpus: Corpus | TokenIds,
+    *,
+    max_tokens: int | None = 512,
+    batch_tokens: int = 1024,
+    checkpoint: str | Path | None = None,
+    progress: bool = True,
+) -> HeadGradients:
+    """The gradient of each text's loss with respect to every head's factor, one pass a batch.
+
+    The mask is expanded to one row a text, so a single backward pass of the summed losses gives every
+    text its own gradient. Parameters stay frozen; nothing below the first layer's heads is
+    differentiated; the logits never exist whole.
+
+    >>> grads = head_gradients(model, load_corpus("bundled", ["en", "fr"]))      # doctest: +SKIP
+    >>> grads["fr"].shape                                                        # doctest: +SKIP
+    torch.Size([80, 30, 9])
+
+    Args:
+        model: a HookedTransformer or TransformerBridge.
+        corpus: texts, or token ids by language as they should be fed.
+        max_tokens: longer texts are cut there; None for the model's context.
+        batch_tokens: most tokens, padding included, in one pass; bounds memory, does not change results.
+        checkpoint: a folder to which finished batches go, and from which an interrupted run goes on.
+
+    Raises:
+        CorpusError: a text with fewer than two tokens.
+        ModelError: no per-head output, or a loss or gradient that is not finite, with the text's name.
+        ArtifactError: ``checkpoint`` belongs to a run with other settings.
+    """
+    token_ids = tokenize(model, corpus, max_tokens)
+    batches = make_batches(token_ids, batch_tokens)
+    card = {
+        "model": card_of(model),
+        "corpus": corpus.card if isinstance(corpus, Corpus) else {"source": "token ids"},
+        "settings": {"max_tokens": max_tokens, "batch_tokens": batch_tokens},
+    }
+    store = ShardStore(checkpoint, card, token_ids)
+    n_tokens = {c: torch.tensor([len(ids) - 1 for ids in t]) for c, t in token_ids.items()}
+    grid = grid_of(model)
+    gradients = {code: torch.empty(len(texts), *grid.shape) for code, texts in token_ids.items()}
+    losses = {code: torch.empty(len(texts)) for code, texts in token_ids.items()}
+    with tqdm(total=sum(map(len, token_ids.values())), unit="text", disable=not progress) as bar:
+        for batch, part in _each_batch(model, batches, store):
+            for row, (code, index) in enumerate(batch.keys):
+                gradients[code][index] = part["gradients"][row]
+                losses[code][index] = part["losses"][row]
+            bar.update(len(batch.keys))
+    return HeadGradients(gradients, losses, n_tokens, card)
+
+
+def _each_batch(
+    model: nn.Module, batches: list[Batch], store: ShardStore
+) -> Iterator[tuple[Batch, dict[str, Any]]]:
+    for number, batch in enumerate(batches):
+        part = store.read(number)
+        if part is None:
+            gradient, loss = batch_gradients(model, batch)
+            part = {"gradients": gradient, "losses": loss}
+            store.write(number, part)
+        yield batch, part
+
+
+def batch_gradients(
+    model: nn.Module, batch: Batch
+) -> tuple[Float[Tensor, "text layer head"], Float[Tensor, " text"]]:
+    """Gradients and losses of one batch, on the CPU.
+
+    Raises:
+        ModelError: one of them is not finite.
+    """
+    device, grid = device_of(model), grid_of(model)
+    mask = torch.ones(len(batch.keys), *grid.shape, device=device, requires_grad=True)
+    with torch.enable_grad(), masked(model, mask):
+        loss = text_nll(model, batch.ids.to(device), batch.attention_mask.to(device))
+        _check_finite("loss", loss, batch)
+        (gradient,) = torch.autograd.grad(loss.sum(), mask)
+    gradient = gradient.float().cpu()
+    _check_finite("gradient", gradient, batch)
+    return gradient, loss.detach().float().cpu()
+
+
+def _check_finite(what: str, values: Tensor, batch: Batch) -> None:
+    good = torch.isfinite(values.detach().reshape(len(batch.keys), -1)).all(1)
+    if not good.all():
+        language, index = batch.keys[int((~good).nonzero()[0])]
+        raise ModelError(
+            f"the {what} of text {index} of {language!r} is not finite (NaN or infinity): the model "
+            "overflows there. Load it in float32 or bfloat16, or leave the text out"
+        )

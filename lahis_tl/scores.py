@@ -1,0 +1,226 @@
+"""Scores of heads: reductions of per-text gradients, by name from a registry."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lahis_tl.artifacts import Artifact, Card
+from lahis_tl.gradients import HeadGradients
+from lahis_tl.heads import HeadGrid, HeadSet, top_heads
+
+Gradients = Float[Tensor, "text layer head"]
+Reduction = Callable[[Gradients], Float[Tensor, "layer head"]]
+
+
+@dataclass(frozen=True)
+class ScoreMethod:
+    """A registered score: how to reduce gradients, and how to read the result."""
+
+    name: str
+    reduce: Reduction
+    unit: str
+    sign: str
+
+
+_methods: dict[str, ScoreMethod] = {}
+
+
+def register_score(name: str, *, unit: str, sign: str) -> Callable[[Reduction], Reduction]:
+    """Add a score under a name; use it by ``score(grads, method=name)``.
+
+    >>> @register_score("median", unit="nats per token", sign="high: matters")
+    ... def median(gradients):
+    ...     return gradients.abs().median(0).values
+    >>> "median" in score_methods()
+    True
+    >>> del _methods["median"]
+
+    Args:
+        unit: of the values.
+        sign: what a high value means.
+
+    Raises:
+        ValueError: the name is taken.
+    """
+
+    def add(reduce: Reduction) -> Reduction:
+        if name in _methods:
+            raise ValueError(f"there is a score {name!r} already; choose another name")
+        _methods[name] = ScoreMethod(name, reduce, unit, sign)
+        return reduce
+
+    return add
+
+
+def score_methods() -> list[str]:
+    """Names of all registered scores."""
+    return list(_methods)
+
+
+def score_method(name: str) -> ScoreMethod:
+    if name not in _methods:
+        raise ValueError(f"there is no score {name!r}; registered are {', '.join(_methods)}")
+    return _methods[name]
+
+
+@register_score("lahis", unit="nats per token", sign="high: more of the head lowers the loss")
+def lahis(gradients: Gradients) -> Float[Tensor, "layer head"]:
+    """The paper's importance: mean of |m·g| over texts, counted where g < 0 (arXiv 2511.07498).
+
+    Non-negative. The mask is fixed at 1, so m·g = g.
+
+    >>> lahis(torch.tensor([[[-0.2]], [[0.4]]]))
+    tensor([[0.1000]])
+    """
+    return (-gradients).clamp_min(0).mean(0)
+
+
+@register_score("lahis_code", unit="millinats per token", sign="high: matters, and mostly helps")
+def lahis_code(gradients: Gradients) -> Float[Tensor, "layer head"]:
+    """What the authors' code computes: mean |g|·1000 times the share of texts with g < 0.
+
+    A product of means where the paper has a mean of products; their mask moves between texts, see
+    ``lahis_tl.authors.lahis_code`` for that.
+
+    >>> lahis_code(torch.tensor([[[-0.2]], [[0.4]]]))
+    tensor([[150.]])
+    """
+    return gradients.abs().mean(0) * 1000 * (gradients < 0).to(gradients.dtype).mean(0)
+
+
+@register_score("sensitivity", unit="nats per token", sign="high: matters, for better or worse")
+def sensitivity(gradients: Gradients) -> Float[Tensor, "layer head"]:
+    """Mean |g| over texts (Michel et al. 2019, arXiv 1905.10650)."""
+    return gradients.abs().mean(0)
+
+
+@register_score("taylor", unit="nats per token", sign="positive: removal raises the loss")
+def taylor(gradients: Gradients) -> Float[Tensor, "layer head"]:
+    """Minus the mean gradient: to first order, the rise of the loss when the head is removed."""
+    return -gradients.mean(0)
+
+
+@dataclass(frozen=True, eq=False)
+class HeadScores(Artifact):
+    """One number for each language and head.
+
+    Attributes:
+        values: float32 [language, layer, head].
+        languages: names of the first axis.
+        method: name of the score.
+        unit: of the values.
+        sign: what a high value means.
+        n_texts: texts behind each language's scores.
+    """
+
+    kind: ClassVar[str] = "head_scores"
+    values: Float[Tensor, "language layer head"]
+    languages: tuple[str, ...]
+    method: str
+    unit: str = ""
+    sign: str = ""
+    n_texts: tuple[int, ...] = ()
+    card: Card = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        if len(self.languages) != len(self.values):
+            raise ValueError(
+                f"values of shape {tuple(self.values.shape)} need {len(self.values)} languages, "
+                f"not {len(self.languages)}: {', '.join(self.languages)}"
+            )
+        if not torch.isfinite(self.values).all():
+            raise ValueError(f"the {self.method} scores contain NaN or infinity")
+
+    def __repr__(self) -> str:
+        return f"HeadScores({self.method}; {', '.join(self.languages)}; {self.grid})"
+
+    def __getitem__(self, language: str) -> Float[Tensor, "layer head"]:
+        if language not in self.languages:
+            raise KeyError(f"no scores for {language!r}; there are {', '.join(self.languages)}")
+        return self.values[self.languages.index(language)]
+
+    @property
+    def grid(self) -> HeadGrid:
+        return HeadGrid(*self.values.shape[1:])
+
+    @property
+    def labels(self) -> list[str]:
+        """Labels of the heads, layer-major."""
+        return self.grid.labels
+
+    def top(self, k: int, language: str) -> HeadSet:
+        """The ``k`` heads of highest score in a language, best first."""
+        return top_heads(self[language], k)
+
+    def select(self, languages: Iterable[str]) -> "HeadScores":
+        """Only these languages, in this order."""
+        chosen = tuple(languages)
+        counts = dict(zip(self.languages, self.n_texts, strict=True)) if self.n_texts else {}
+        return HeadScores(
+            torch.stack([self[language] for language in chosen]),
+            chosen,
+            self.method,
+            self.unit,
+            self.sign,
+            tuple(counts[language] for language in chosen) if counts else (),
+            self.card,
+        )
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row a language and head: language, layer, head, label, score, rank (1 = highest)."""
+        rows = pd.MultiIndex.from_product(
+            [self.languages, range(self.grid.n_layers), range(self.grid.n_heads)],
+            names=["language", "layer", "head"],
+        )
+        frame = pd.DataFrame({"score": self.values.flatten().numpy()}, rows).reset_index()
+        frame.insert(3, "label", self.labels * len(self.languages))
+        ranks = frame.groupby("language")["score"].rank(ascending=False, method="first")
+        return frame.assign(rank=ranks.astype(int))
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {"values": self.values}
+
+    def _content(self) -> Card:
+        names = ("languages", "method", "unit", "sign", "n_texts")
+        return {name: getattr(self, name) for name in names}
+
+    @classmethod
+    def _from_tensors(cls, tensors: dict[str, Tensor], card: Card) -> "HeadScores":
+        content = {k: tuple(v) if isinstance(v, list) else v for k, v in card["content"].items()}
+        return cls(tensors["values"], card=card, **content)
+
+
+def score(gradients: HeadGradients, method: str = "lahis") -> HeadScores:
+    """Reduce gradients to one score for each language and head.
+
+    >>> scores = score(grads, method="lahis")      # doctest: +SKIP
+    >>> scores.top(3, "fr")                        # doctest: +SKIP
+    HeadSet([L12H3, L7H0, L28H8], 30 layers × 9 heads)
+
+    Raises:
+        ValueError: no such method, or it returned another shape.
+    """
+    chosen = score_method(method)
+    values = []
+    for language, gradient in gradients.gradients.items():
+        value = chosen.reduce(gradient)
+        if tuple(value.shape) != gradients.grid.shape:
+            raise ValueError(
+                f"the score {method!r} returned shape {tuple(value.shape)} for {language!r}, "
+                f"not {gradients.grid.shape}"
+            )
+        values.append(value)
+    return HeadScores(
+        values=torch.stack(values).float(),
+        languages=tuple(gradients.languages),
+        method=method,
+        unit=chosen.unit,
+        sign=chosen.sign,
+        n_texts=tuple(len(g) for g in gradients.gradients.values()),
+        card={k: gradients.card[k] for k in ("model", "corpus", "settings") if k in gradients.card},
+    )

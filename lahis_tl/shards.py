@@ -1,0 +1,66 @@
+"""Finished parts of a long run, so that it goes on where it stopped."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from lahis_tl.artifacts import read_tensors, write_atomically, write_tensors
+from lahis_tl.errors import ArtifactError
+
+
+class ShardStore:
+    """Numbered parts in a folder, with the settings that they were computed under.
+
+    Args:
+        folder: None keeps nothing.
+        settings: what the parts depend on; a folder with other settings is refused.
+        content: what the parts are about (token ids); only its hash is kept.
+
+    Raises:
+        ArtifactError: the folder belongs to a run with other settings.
+    """
+
+    def __init__(self, folder: str | Path | None, settings: dict[str, Any], content: Any):
+        self.folder = None if folder is None else Path(folder)
+        if self.folder is None:
+            return
+        digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        wanted = json.loads(json.dumps({**settings, "content_sha256": digest}, default=str))
+        manifest = self.folder / "run.json"
+        if manifest.is_file():
+            found = json.loads(manifest.read_text(encoding="utf-8"))
+            differing = _differences(found, wanted)
+            if differing:
+                raise ArtifactError(
+                    f"{self.folder} belongs to another run: {'; '.join(differing)}. "
+                    "Use another folder, or delete this one to start anew"
+                )
+        else:
+            write_atomically(manifest, json.dumps(wanted, indent=2).encode())
+
+    def read(self, number: int) -> dict[str, Tensor] | None:
+        """The finished part, or None if it is not there or was damaged (it is then made again)."""
+        if self.folder is None:
+            return None
+        try:
+            return read_tensors(self._path(number))[0]
+        except (FileNotFoundError, ArtifactError):
+            return None
+
+    def write(self, number: int, tensors: dict[str, Tensor]) -> None:
+        if self.folder is not None:
+            write_tensors(self._path(number), tensors, {"part": number})
+
+    def _path(self, number: int) -> Path:
+        assert self.folder is not None
+        return self.folder / f"part-{number:06d}.safetensors"
+
+
+def _differences(found: Any, wanted: Any, at: str = "") -> list[str]:
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        keys = [key for key in {**found, **wanted} if key not in ("checks", "versions")]
+        return [d for key in keys for d in _differences(found.get(key), wanted.get(key), f"{at}.{key}")]
+    return [] if found == wanted else [f"{at[1:]} was {found!r}, now {wanted!r}"]
