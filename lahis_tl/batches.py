@@ -32,20 +32,19 @@ class Batch(NamedTuple):
 def tokenize(
     model: nn.Module, corpus: Corpus | TokenIds, max_tokens: int | None = None
 ) -> dict[str, list[list[int]]]:
-    """Token ids of each text, with the tokenizer's own special tokens, cut at ``max_tokens``.
+    """Token ids of each text, with the tokenizer's own special tokens, cut at ``max_tokens``
+    and at the model's context.
 
     Ids that are given instead of texts are only cut and checked.
 
     Raises:
         CorpusError: a text has fewer than two tokens, so that no token is predicted.
-        ValueError: ``max_tokens`` is below 2 or beyond the model's context.
+        ValueError: ``max_tokens`` is below 2.
     """
     limit = context_length(model)
     if max_tokens is not None and max_tokens < 2:
         raise ValueError(f"max_tokens={max_tokens}: at least 2 tokens are needed to predict one")
-    if max_tokens is not None and limit is not None and max_tokens > limit:
-        raise ValueError(f"max_tokens={max_tokens} is beyond the model's context of {limit} tokens")
-    cut = max_tokens or limit
+    cut = min((bound for bound in (max_tokens, limit) if bound is not None), default=None)
     if isinstance(corpus, Corpus):
         tokenizer = tokenizer_of(model)
         found = {language: _encode(tokenizer, texts) for language, texts in corpus.texts.items()}

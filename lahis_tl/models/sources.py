@@ -92,7 +92,8 @@ def _load_tokenizer(where: str, options: dict[str, Any]) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(where, **options)
     except (OSError, ValueError, TypeError, KeyError) as error:
-        logger.warning("no tokenizer could be read from %s: %s", where, error)
+        reason = str(error).strip().split("\n")[0]
+        logger.warning("no tokenizer in %s, so only token ids can be fed: %s", where, reason)
         return None
     tokenizer.padding_side = "right"
     return tokenizer

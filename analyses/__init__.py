@@ -1,0 +1,1 @@
+"""Experiments: one importable module each, also run by ``python -m analyses.NAME``."""

@@ -1,0 +1,101 @@
+"""The procedures of the authors' code (Liu et al. 2025), exact to their figures, for comparison.
+
+Written from their published settings. They differ from the sound way that the rest of this package
+takes: the mask is bfloat16 and moves while it scores, sums are kept in bfloat16, perplexity is a mean
+of exponentials.
+"""
+
+from collections.abc import Sequence
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from lahis_tl.access import card_of, device_of, grid_of
+from lahis_tl.batches import TokenIds, tokenize
+from lahis_tl.corpora import Corpus
+from lahis_tl.gradients import head_gradients
+from lahis_tl.losses import text_nll
+from lahis_tl.masks import HeadMask, masked
+from lahis_tl.scores import HeadScores, score
+
+_LEARNING_RATE = 1e-2
+_WEIGHT_DECAY = 0.01
+_SCALE = 1000
+
+
+def lahis_code(
+    model: nn.Module,
+    corpus: Corpus | TokenIds,
+    *,
+    moving_mask: bool = True,
+    max_tokens: int | None = 2048,
+    progress: bool = True,
+) -> HeadScores:
+    """The importance matrix of the authors' code, language by language.
+
+    mean(\\|g\\|·m·1000) times the share of texts with g·m < 0. With ``moving_mask`` as they do it: one
+    text at a time, m in bfloat16 from 1 on, an AdamW step (1e-2, weight decay 0.01) after every text,
+    so that later texts are scored on a changed model, and the sum kept in bfloat16. Without it: the
+    same formula in float32 with m fixed at 1, batched.
+
+    Returns:
+        scores in millinats per token; their order of texts is the corpus's.
+    """
+    if not moving_mask:
+        return score(head_gradients(model, corpus, max_tokens=max_tokens, progress=progress), "lahis_code")
+    token_ids = tokenize(model, corpus, max_tokens)
+    values = [
+        _moving_mask_matrix(model, texts, language, progress) for language, texts in token_ids.items()
+    ]
+    return HeadScores(
+        values=torch.stack(values),
+        languages=tuple(token_ids),
+        method="lahis_code, moving mask",
+        unit="millinats per token",
+        sign="high: matters, and mostly helps",
+        n_texts=tuple(len(texts) for texts in token_ids.values()),
+        card={
+            "model": card_of(model),
+            "corpus": corpus.card if isinstance(corpus, Corpus) else {"source": "token ids"},
+            "settings": {"moving_mask": True, "max_tokens": max_tokens},
+        },
+    )
+
+
+def _moving_mask_matrix(
+    model: nn.Module, texts: Sequence[Sequence[int]], language: str, progress: bool
+) -> Float[Tensor, "layer head"]:
+    mask = nn.Parameter(torch.ones(grid_of(model).shape, dtype=torch.bfloat16, device=device_of(model)))
+    optimizer = torch.optim.AdamW([mask], lr=_LEARNING_RATE, weight_decay=_WEIGHT_DECAY)
+    total = torch.zeros_like(mask, requires_grad=False)
+    negative = torch.zeros(mask.shape, device=mask.device)
+    for ids in tqdm(texts, desc=language, unit="text", disable=not progress):
+        optimizer.zero_grad()
+        with torch.enable_grad(), masked(model, mask):
+            text_nll(model, *_one(model, ids)).sum().backward()
+        assert mask.grad is not None
+        with torch.no_grad():
+            total += mask.grad.abs() * mask * _SCALE
+            negative += mask.grad * mask < 0
+        optimizer.step()
+    mean = (total / len(texts)).float()  # divided in bfloat16, as they do
+    return (mean * (negative / len(texts))).detach().cpu()
+
+
+def _one(model: nn.Module, ids: Sequence[int]) -> tuple[Tensor, Tensor]:
+    batch = torch.tensor([list(ids)], device=device_of(model))
+    return batch, torch.ones_like(batch)
+
+
+@torch.no_grad()
+def mean_exp_perplexity(
+    model: nn.Module,
+    texts: Sequence[Sequence[int]],
+    mask: HeadMask | None = None,
+) -> float:
+    """The authors' perplexity: the mean over texts of exp(mean NLL). A few texts can rule it."""
+    mask = mask or HeadMask.ones(grid_of(model))
+    with masked(model, mask):
+        values = [float(text_nll(model, *_one(model, ids)).double().exp()) for ids in texts]
+    return sum(values) / len(values)
