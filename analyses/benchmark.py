@@ -167,7 +167,7 @@ def run(
         eager = load(folder, dtype=torch_dtype, attn_implementation="eager").requires_grad_(False)
         ours = {}
         for backend in backends:
-            model = lt.load_model("smollm2", dtype=dtype, backend=backend)  # type: ignore[arg-type]
+            model = lt.load_model("smollm2", dtype=dtype, backend=backend)
             ours.setdefault(type(model).__name__, model)
         for length, count in (lengths or LENGTHS).items():
             texts = _texts(lt.tokenizer_of(next(iter(ours.values()))), length, count)

@@ -4,6 +4,7 @@ A HookedTransformer and a TransformerBridge differ in how they tokenise, report 
 build their logits. The functions here hide that; they never import TransformerLens.
 """
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -130,11 +131,25 @@ def card_of(model: nn.Module) -> dict[str, Any]:
 
 
 def _weight_processing(model: nn.Module) -> str:
-    """Whether TransformerLens rewrote the weights; then a head's value bias sits in b_O."""
+    """What TransformerLens did to the weights, as far as it shows; warns where it matters for heads."""
+    done = []
     if is_bridge(model):
-        return "compatibility mode" if getattr(model, "compatibility_mode", False) else "none"
-    norm = getattr(model.cfg, "normalization_type", None)
-    return "layer norm folded" if norm in ("LNPre", "RMSPre") else "none seen"
+        if getattr(model, "compatibility_mode", False):
+            done.append("compatibility mode")
+    else:
+        if getattr(model.cfg, "normalization_type", None) in ("LNPre", "RMSPre"):
+            done.append("layer norm folded")
+        blocks = [block.attn for block in model.blocks]
+        if any(a.b_O.any() for a in blocks) and not any(a.b_V.any() for a in blocks):
+            done.append("value biases folded")
+    if done:
+        warnings.warn(
+            f"the weights of {model_name(model)} were processed ({', '.join(done)}): where the model has "
+            "value biases they now sit in b_O, so a zeroed head keeps its bias. Prefer lahis_tl.load_model, "
+            "or HookedTransformer.from_pretrained_no_processing",
+            stacklevel=4,
+        )
+    return ", ".join(done) or "none seen"
 
 
 def final_hidden(

@@ -144,7 +144,7 @@ def score(
         model,
         dtype=dtype,
         device=device,
-        backend=backend,  # type: ignore[arg-type]
+        backend=backend,
         revision=revision,
         trust_remote_code=trust_remote_code,
     )
@@ -197,7 +197,7 @@ def heads(
     }
     found = _scores_of(scores, method)
     try:
-        chosen = language_heads(found, rule, **options)  # type: ignore[arg-type]
+        chosen = language_heads(found, rule, **options)
     except TypeError as error:
         raise typer.BadParameter(f"rule {rule!r} has no option {' or '.join(options)}") from error
     _print_heads(chosen)

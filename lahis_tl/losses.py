@@ -83,6 +83,10 @@ def token_nll(
     """NLL of each next token in nats, 0 where there is no real token to predict."""
     valid = predicted_positions(attention_mask)
     targets = ids[:, 1:][valid]
+    if _padded_right(attention_mask):
+        # No real token looks ahead to the padding, so it needs no masking; and rows of padding with
+        # nothing to attend to give NaN in some models with attention windows.
+        attention_mask = torch.ones_like(attention_mask)
     unembedding = unembedding_of(model)
     if unembedding is None:
         logits = full_logits(model, ids, attention_mask)[:, :-1][valid]
@@ -98,6 +102,10 @@ def token_nll(
         rows = chunked_nll(hidden[valid], targets.to(hidden.device), unembedding)
     out = rows.new_zeros(valid.shape)
     return out.masked_scatter(valid.to(rows.device), rows)
+
+
+def _padded_right(attention_mask: Int[Tensor, "batch pos"]) -> bool:
+    return bool((attention_mask[:, 1:] <= attention_mask[:, :-1]).all())
 
 
 def text_nll(

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lahis_tl.access import grid_of, head_points
+from lahis_tl.access import grid_of, head_points, unembedding_of
 from lahis_tl.heads import Head, HeadGrid, HeadLike, HeadSet
 
 
@@ -179,9 +179,7 @@ def hooked_heads(
 def masked(model: nn.Module, mask: HeadMask | Tensor) -> Iterator[None]:
     """Run the model with its heads scaled by ``mask``; works on any call, ``generate`` included.
 
-    >>> import lahis_tl as lt
-    >>> model = lt.load_model("planted-random")                             # doctest: +SKIP
-    >>> with lt.masked(model, lt.HeadMask.scaling(["L0H1"], 0, lt.grid_of(model))):   # doctest: +SKIP
+    >>> with masked(model, HeadMask.scaling(heads.specific["fr"], 0.0)):     # doctest: +SKIP
     ...     model.generate("La capitale de la France est")
 
     A backward pass under activation checkpointing must run inside the block.
@@ -204,6 +202,8 @@ def masked(model: nn.Module, mask: HeadMask | Tensor) -> Iterator[None]:
             f"the mask has shape {tuple(mask.factors.shape)}, for {mask.grid}, "
             f"but the model has {grid}"
         )
+    if mask.factors.ndim == 3:
+        unembedding_of(model)  # probes the model once, with a batch of its own
     calls = [0]
 
     def transform(z: Tensor, layer: int) -> Tensor:

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_UP, Decimal
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import pandas as pd
 import torch
@@ -16,7 +16,6 @@ from lahis_tl.artifacts import Artifact, Card
 from lahis_tl.heads import HeadGrid, HeadSet, top_heads
 from lahis_tl.scores import HeadScores
 
-Rounding = Literal["down", "up", "nearest"]
 _ROUNDINGS = {"down": ROUND_FLOOR, "up": ROUND_CEILING, "nearest": ROUND_HALF_UP}
 
 
@@ -118,7 +117,7 @@ class LanguageHeads(Artifact):
 
 def language_heads(
     scores: HeadScores,
-    rule: Literal["authors", "contrastive"] = "authors",
+    rule: str = "authors",
     **options: Any,
 ) -> LanguageHeads:
     """Choose language-specific and language-general heads.
@@ -175,7 +174,7 @@ def _above_quantile(values: Float[Tensor, "layer head"], quantile: float) -> Hea
 
 
 def contrastive_rule(
-    scores: HeadScores, fraction: float = 0.02, rounding: Rounding = "nearest"
+    scores: HeadScores, fraction: float = 0.02, rounding: str = "nearest"
 ) -> LanguageHeads:
     """Specific: highest share of the language's score minus the mean share elsewhere. General: highest
     share in the language where it is lowest.
@@ -232,7 +231,7 @@ def _language_heads(
     )
 
 
-def head_count(n_heads: int, fraction: float, rounding: Rounding = "nearest") -> int:
+def head_count(n_heads: int, fraction: float, rounding: str = "nearest") -> int:
     """How many of ``n_heads`` a fraction is. The authors' code cuts, their paper rounds up.
 
     >>> head_count(672, 0.02, "down"), head_count(672, 0.02, "up")

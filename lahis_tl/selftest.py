@@ -35,7 +35,8 @@ class Tolerance:
 
 
 TOLERANCES = {
-    torch.float64: Tolerance(1e-9, 1e-8, 1e-4, 1e-4),
+    # Rotary tables, norms and softmax stay in float32 in most Hugging Face models.
+    torch.float64: Tolerance(1e-5, 1e-4, 1e-2, 1e-2),
     torch.float32: Tolerance(1e-4, 1e-3, 2e-2, 2e-2),
     torch.bfloat16: Tolerance(3e-2, 3e-1, 2e-1, 1e-1),
     torch.float16: Tolerance(1e-2, 1e-1, 1e-1, 1e-1),
@@ -155,14 +156,16 @@ def _check_gradient(model: nn.Module, ids: Tensor, attention_mask: Tensor, bound
     norm = float(gradient.norm())
     if not (norm > 0 and torch.isfinite(gradient).all()):
         raise ModelError(f"{model_name(model)}: the gradient of the head mask is {norm}")
-    direction = gradient / norm
+    direction = gradient.double() / norm
     losses = []
     for sign in (1, -1):
-        with masked(model, torch.ones_like(direction) + sign * bound.step * direction), torch.no_grad():
+        moved = torch.ones_like(direction) + sign * bound.step * direction
+        with masked(model, moved), torch.no_grad():
             losses.append(float(text_nll(model, ids, attention_mask).double().sum()))
     slope = (losses[0] - losses[1]) / (2 * bound.step)
     # Rounding of the two losses limits what the difference can say.
-    noise = 4 * torch.finfo(dtype_of(model)).eps * abs(losses[0]) / bound.step
+    eps = max(torch.finfo(dtype_of(model)).eps, torch.finfo(torch.float32).eps)
+    noise = 4 * eps * abs(losses[0]) / bound.step
     if abs(slope - norm) > bound.slope * norm + noise:
         raise ModelError(
             f"{model_name(model)}: the mask's gradient has norm {norm:.4g}, but the loss rises by "

@@ -20,7 +20,7 @@ from lahis_tl.selftest import check_logits, check_mask_acts, probe_ids
 
 logger = logging.getLogger(__name__)
 
-Backend = Literal["auto", "hooked", "bridge"]
+_BACKENDS = ("auto", "hooked", "bridge")
 _DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -29,7 +29,7 @@ def load_model(
     *,
     dtype: str | torch.dtype = "float32",
     device: str | torch.device | None = None,
-    backend: Backend = "auto",
+    backend: str = "auto",
     revision: str | None = None,
     trust_remote_code: bool = False,
 ) -> nn.Module:
@@ -62,7 +62,10 @@ def load_model(
         ValueError: an unknown dtype or backend.
     """
     torch_dtype = _dtype(dtype)
+    if backend not in _BACKENDS:
+        raise ValueError(f"backend {backend!r} is not one of {', '.join(_BACKENDS)}")
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    _warn_of_slow_arithmetic(torch_dtype, place)
     source = open_source(
         name, dtype=torch_dtype, device=place, revision=revision, trust_remote_code=trust_remote_code
     )
@@ -95,13 +98,20 @@ def _dtype(dtype: str | torch.dtype) -> torch.dtype:
     return _DTYPES[dtype]
 
 
+def _warn_of_slow_arithmetic(dtype: torch.dtype, device: torch.device) -> None:
+    if device.type != "cpu" or dtype != torch.bfloat16:
+        return
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        logger.warning(
+            "this processor has no bfloat16 arithmetic: expect float32 to be many times faster here"
+        )
+
+
 def transformer_lens_version() -> Version:
     return Version(version("transformer-lens"))
 
 
-def _choose_backend(config: Any, wanted: Backend) -> Literal["hooked", "bridge"]:
-    if wanted not in ("auto", "hooked", "bridge"):
-        raise ValueError(f"backend {wanted!r} is not one of 'auto', 'hooked', 'bridge'")
+def _choose_backend(config: Any, wanted: str) -> Literal["hooked", "bridge"]:
     installed = transformer_lens_version()
     no_hooked = (
         f"transformer-lens {installed} has no HookedTransformer (3.9 is its last line)"

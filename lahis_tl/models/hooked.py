@@ -24,6 +24,7 @@ _READ_BY_TRANSFORMER_LENS = frozenset(
     f"{name}ForCausalLM"
     for name in "GPTNeo OPT GPTJ GPTNeoX Mistral Mixtral Bloom Llama Qwen2 Qwen3 Phi Phi3 Apertus".split()
 ) | {"GPT2LMHeadModel"}
+_CONVERTS_BIASES = frozenset({"GPTNeoXForCausalLM", "ApertusForCausalLM"})
 # transformer-lens picks converters by these words in a path, whatever the folder holds.
 _MISLEADING = ("llama", "gemma")
 
@@ -37,11 +38,10 @@ def why_not_hooked(config: Any) -> str | None:
     if architecture not in _READ_BY_TRANSFORMER_LENS | set(_OWN_CONFIGS):
         return f"HookedTransformer has no converter for {architecture}"
     for option in ("attention_bias", "mlp_bias"):
-        if getattr(config, option, False) and architecture != "ApertusForCausalLM":
+        if getattr(config, option, False) and architecture not in _CONVERTS_BIASES:
             return f"its converter drops the biases of {option}=True"
-    if architecture in ("CohereForCausalLM", "Olmo2ForCausalLM", "Gemma2ForCausalLM"):
-        if getattr(config, "use_qk_norm", False):
-            return "it has no per-head normalisation of Cohere's queries and keys"
+    if architecture == "CohereForCausalLM" and getattr(config, "use_qk_norm", False):
+        return "it has no per-head normalisation of Cohere's queries and keys"
     if architecture == "Olmo2ForCausalLM" and config.num_key_value_heads != config.num_attention_heads:
         return "its OLMo 2 converter has no grouped-query heads"
     if architecture in ("LlamaForCausalLM", "Phi3ForCausalLM", "Qwen2ForCausalLM"):
@@ -101,16 +101,27 @@ def _assign(model: nn.Module, weights: dict[str, Tensor], cfg: Any) -> None:
     }
     found = model.load_state_dict(cast, strict=False, assign=True)
     parameters = dict(model.named_parameters())
-    missing = [name for name in found.missing_keys if name in parameters]
-    for name in [name for name in missing if name.rsplit(".", 1)[-1].lstrip("_").startswith("b")]:
-        with torch.no_grad():  # a bias that the architecture lacks
+    unset = [name for name in found.missing_keys if name in parameters]
+    for name in [name for name in unset if _is_absent_by_design(name, cfg)]:
+        with torch.no_grad():
             parameters[name].zero_()
-        missing.remove(name)
-    unexpected = [name for name in found.unexpected_keys if "rotary" not in name and "mask" not in name and "IGNORE" not in name]
-    if missing or unexpected:
+        unset.remove(name)
+    unused = [
+        name
+        for name in found.unexpected_keys
+        if cast[name].any() and not name.endswith(("mask", "IGNORE"))
+    ]
+    if unset or unused:
         raise ModelError(
-            f"the conversion to HookedTransformer left weights unset {missing[:3]} or unused {unexpected[:3]}"
+            f"the conversion to HookedTransformer left weights unset {unset[:3]} or unused {unused[:3]}"
         )
+
+
+def _is_absent_by_design(name: str, cfg: Any) -> bool:
+    """Biases that the architecture lacks, and learned positions where it has others."""
+    if name == "pos_embed.W_pos":
+        return cfg.positional_embedding_type != "standard"
+    return name.rsplit(".", 1)[-1].lstrip("_").startswith("b")
 
 
 def _hooked_config(hf: nn.Module) -> Any:
