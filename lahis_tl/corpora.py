@@ -107,12 +107,9 @@ class Corpus:
         Raises:
             CorpusError: some language has fewer.
         """
-        return self.split(n, seed)[0] if n < self._smallest() else self._all_of(n)
-
-    def _all_of(self, n: int) -> "Corpus":
-        if n > self._smallest():
+        if not 0 < n <= self._smallest():
             raise CorpusError(f"{n} texts a language were asked for, but there are {self!r}")
-        return self if len({len(t) for t in self.texts.values()}) == 1 else self._rows(n, seed=0)[0]
+        return self._take(self._orders(seed), slice(n))
 
     def split(self, n: int | float, seed: int = 0) -> tuple["Corpus", "Corpus"]:
         """Two corpora without a common text: ``n`` texts a language (or that share), and the rest.
@@ -128,15 +125,16 @@ class Corpus:
             raise CorpusError(
                 f"cannot split off {count} texts a language and leave some: there are {self!r}"
             )
-        return self._rows(count, seed)
+        orders = self._orders(seed)
+        return self._take(orders, slice(count)), self._take(orders, slice(count, None))
 
-    def _rows(self, count: int, seed: int) -> tuple["Corpus", "Corpus"]:
+    def _orders(self, seed: int) -> dict[str, list[int]]:
+        """A shuffled order of rows: one for a parallel corpus; else one a language, whatever the others."""
         orders = {}
         for language, texts in self.texts.items():
-            # One order for a parallel corpus; else one a language, whatever the others are.
             key = f"{seed}" if self.parallel else f"{seed}/{language}"
             orders[language] = random.Random(key).sample(range(len(texts)), len(texts))
-        return self._take(orders, slice(count)), self._take(orders, slice(count, None))
+        return orders
 
     def _take(self, orders: Mapping[str, list[int]], part: slice) -> "Corpus":
         rows = {language: sorted(order[part]) for language, order in orders.items()}

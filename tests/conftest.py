@@ -20,6 +20,9 @@ from transformers import PreTrainedTokenizerFast
 import lahis_tl as lt
 from lahis_tl.models import transformer_lens_version
 
+# The models are too small to share out: one thread a test process.
+torch.set_num_threads(1)
+
 GOLDEN = Path(__file__).parent / "golden"
 HOOKED_LINE = transformer_lens_version().major < 4
 VOCAB, D_MODEL, N_LAYERS, N_HEADS = 64, 32, 3, 4
