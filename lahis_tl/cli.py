@@ -292,12 +292,13 @@ def _write_report(path: Path, scores: "HeadScores", heads: "LanguageHeads") -> P
     return plots.write_page(path, f"Language heads of {model['name']}", figures, tables)
 
 
-def _version(value: bool) -> None:
+def _version(value: bool) -> bool:
     if value:
-        from importlib.metadata import version
+        from lahis_tl import __version__
 
-        typer.echo(f"lahis-tl {version('lahis-tl')}")
+        typer.echo(f"lahis-tl {__version__}")
         raise typer.Exit
+    return value
 
 
 @app.callback()

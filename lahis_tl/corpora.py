@@ -247,7 +247,8 @@ def _from_mapping(source: Mapping[str, Sequence[str]]) -> pd.DataFrame:
     empty = [language for language, texts in source.items() if not len(texts)]
     if empty or not rows:
         raise CorpusError(f"no texts were given for {', '.join(map(repr, empty)) or 'any language'}")
-    return pd.DataFrame(rows, columns=["language", "text"])
+    # As objects: pandas's own strings cannot hold a lone surrogate.
+    return pd.DataFrame(rows, columns=["language", "text"], dtype=object)
 
 
 def _from_folder(folder: Path) -> pd.DataFrame:

@@ -35,9 +35,9 @@ class HeadGradients(Artifact):
     """
 
     kind: ClassVar[str] = "head_gradients"
-    gradients: Mapping[str, Float[Tensor, "text layer head"]]
-    losses: Mapping[str, Float[Tensor, " text"]]
-    n_tokens: Mapping[str, Int[Tensor, " text"]]
+    gradients: Mapping[str, Float[Tensor, "_text layer head"]]
+    losses: Mapping[str, Float[Tensor, "_text"]]
+    n_tokens: Mapping[str, Int[Tensor, "_text"]]
     card: Card = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:

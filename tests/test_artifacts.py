@@ -1,0 +1,136 @@
+import errno
+import json
+import os
+import pickle
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import lahis_tl as lt
+from lahis_tl.artifacts import write_atomically
+from lahis_tl.scores import HeadScores
+
+
+@pytest.fixture(scope="module")
+def grads(tiny):
+    ids = {"en": [[5, 6, 7, 8], [9, 10, 11]], "zh": [[12, 13]]}
+    return lt.head_gradients(tiny("llama"), ids, progress=False)
+
+
+def leftovers(folder):
+    return [path.name for path in folder.iterdir() if path.name.startswith(".")]
+
+
+def test_gradients_scores_and_heads_come_back_as_they_were(grads, tmp_path):
+    scores = lt.score(grads)
+    heads = lt.language_heads(scores, quantile=0.7)
+    for name, result in (("g", grads), ("s", scores), ("h", heads)):
+        path = result.save(tmp_path / name)
+        assert path == tmp_path / f"{name}.safetensors"
+        again = lt.load(path)
+        assert type(again) is type(result)
+        assert repr(again) == repr(result)
+        pd_equal = again.to_dataframe().equals(result.to_dataframe())
+        assert pd_equal
+    assert torch.equal(lt.load(tmp_path / "g")["en"], grads["en"])
+    assert lt.load(tmp_path / "g").n_tokens["en"].tolist() == [3, 2]
+    assert lt.load(tmp_path / "h").options == dict(heads.options)
+    assert leftovers(tmp_path) == []
+
+
+def test_the_card_is_a_birth_certificate(grads, tmp_path):
+    lt.score(grads).save(tmp_path / "s")
+    card = json.loads((tmp_path / "s.json").read_text())
+    assert card["kind"] == "head_scores"
+    assert card["model"]["architecture"] == "LlamaForCausalLM"
+    assert card["model"]["weight_processing"] == "none"
+    assert len(card["model"]["tokenizer_sha256"]) == 64
+    assert card["settings"] == {"max_tokens": 512, "batch_tokens": 1024}
+    assert {"transformer-lens", "torch"} <= set(card["model"]["versions"])
+    assert lt.load(tmp_path / "s").card["model"] == card["model"]
+
+
+def test_a_result_of_another_model_is_refused(grads, tiny, tmp_path):
+    path = grads.save(tmp_path / "g")
+    assert lt.load(path, model=tiny("llama")).languages == ["en", "zh"]
+    with pytest.raises(lt.ArtifactError, match="about another model: its name is"):
+        lt.load(path, model=tiny("qwen2"))
+
+
+def test_a_result_of_another_kind_is_refused(grads, tmp_path):
+    path = grads.save(tmp_path / "g")
+    with pytest.raises(lt.ArtifactError, match="holds head_gradients, not head_scores"):
+        HeadScores.load(path)
+
+
+@pytest.mark.parametrize("cut", [0, 7, 100, -1])
+def test_a_torn_file_is_refused(grads, tmp_path, cut):
+    path = grads.save(tmp_path / "g")
+    path.write_bytes(path.read_bytes()[:cut])
+    with pytest.raises(lt.ArtifactError, match="damaged"):
+        lt.load(path)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10**9), st.integers(0, 7))
+def test_any_flipped_bit_is_noticed(tmp_path_factory, position, bit):
+    folder = tmp_path_factory.mktemp("bits")
+    scores = HeadScores(torch.rand(2, 3, 4), ("en", "fr"), "lahis")
+    path = scores.save(folder / "s")
+    content = bytearray(path.read_bytes())
+    content[position % len(content)] ^= 1 << bit
+    path.write_bytes(content)
+    try:
+        found = lt.load(path)
+    except lt.ArtifactError:
+        return
+    # Only a flip in the card's prose can pass; the numbers are under a checksum.
+    assert torch.equal(found.values, scores.values)
+
+
+def test_foreign_files_are_refused_and_never_run(tmp_path):
+    from safetensors.torch import save_file
+
+    save_file({"w": torch.ones(2)}, tmp_path / "foreign.safetensors")
+    with pytest.raises(lt.ArtifactError, match="was not written by lahis-tl"):
+        lt.load(tmp_path / "foreign")
+
+    class Bomb:
+        def __reduce__(self):
+            return (os.mkdir, (str(tmp_path / "exploded"),))
+
+    (tmp_path / "bomb.safetensors").write_bytes(pickle.dumps(Bomb()))
+    with pytest.raises(lt.ArtifactError, match="damaged or no safetensors file"):
+        lt.load(tmp_path / "bomb")
+    assert not (tmp_path / "exploded").exists()
+    with pytest.raises(FileNotFoundError, match="there is no file"):
+        lt.load(tmp_path / "absent")
+
+
+def test_a_full_disk_leaves_the_old_file_and_nothing_else(grads, tmp_path, monkeypatch):
+    path = grads.save(tmp_path / "g")
+    before = path.read_bytes()
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        grads.save(tmp_path / "g")
+    assert path.read_bytes() == before
+    with pytest.raises(OSError, match="No space left"):
+        grads.save(tmp_path / "new")
+    assert not (tmp_path / "new.safetensors").exists()
+    assert leftovers(tmp_path) == []
+
+
+def test_an_interrupt_while_writing_leaves_nothing(tmp_path, monkeypatch):
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        write_atomically(tmp_path / "x", b"content")
+    assert list(tmp_path.iterdir()) == []

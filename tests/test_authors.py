@@ -1,0 +1,59 @@
+"""Our writing of the authors' procedures against what their own functions gave."""
+
+import pytest
+import torch
+
+import lahis_tl as lt
+from analyses.benchmark import authors_pass
+from lahis_tl.authors import lahis_code, mean_exp_perplexity
+from lahis_tl.heads import HeadSet, top_heads
+
+LANGUAGES = ["aa", "bb", "cc", "dd", "ee"]
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_moving_mask_matrices_are_theirs(language, golden, golden_model):
+    texts = golden["lahis"][language]["token_ids"]
+    found = lahis_code(golden_model, {language: texts}, progress=False)
+    expected = torch.tensor(golden["lahis"][language]["matrix"])
+    torch.testing.assert_close(found[language], expected, rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_perplexities_are_theirs_to_the_last_place(language, golden, golden_model):
+    texts = golden["lahis"][language]["token_ids"]
+    grid = lt.grid_of(golden_model)
+    count = int(grid.size * 0.25)
+    top = top_heads(torch.tensor(golden["lahis"][language]["matrix"]), count)
+    flat = {
+        "ori": [],
+        "full": top.flat_indices(),
+        "specific": golden["heads"]["specific"][language][:count],
+        "general": golden["heads"]["general"],
+        "layer": range(grid.n_heads, 2 * grid.n_heads),
+    }
+    for condition, indices in flat.items():
+        mask = lt.HeadMask.scaling(HeadSet(grid, map(grid.head, indices)), 0.0)
+        if condition == "ori":
+            mask = None
+        found = mean_exp_perplexity(golden_model, texts, mask)
+        assert round(found, 2) == golden["perplexity"][language][condition], condition
+
+
+def test_the_fixed_mask_differs_from_the_moving_one(golden, golden_model):
+    texts = {"aa": golden["lahis"]["aa"]["token_ids"]}
+    fixed = lahis_code(golden_model, texts, moving_mask=False, progress=False)
+    moving = lahis_code(golden_model, texts, progress=False)
+    assert fixed.method == "lahis_code"
+    assert (fixed["aa"] - moving["aa"]).abs().max() > 1
+
+
+def test_the_benchmarks_writing_of_the_procedure_agrees(golden):
+    from conftest import GOLDEN
+    from transformers import AutoModelForCausalLM
+
+    hf = AutoModelForCausalLM.from_pretrained(GOLDEN / "tiny-llama", attn_implementation="eager")
+    texts = golden["lahis"]["cc"]["token_ids"]
+    found = authors_pass(hf.requires_grad_(False), texts)
+    expected = torch.tensor(golden["lahis"]["cc"]["matrix"])
+    torch.testing.assert_close(found, expected, rtol=5e-3, atol=0)

@@ -1,0 +1,115 @@
+import json
+
+import plotly.graph_objects as go
+import plotly.io as pio
+import pytest
+import torch
+
+import lahis_tl as lt
+from lahis_tl import plots
+from lahis_tl.scores import HeadScores
+
+SCORES = HeadScores(
+    torch.rand(3, 5, 4, generator=torch.Generator().manual_seed(0)), ("en", "fr", "zh"), "lahis", "nats per token", n_texts=(4, 4, 4)
+)
+HEADS = lt.language_heads(SCORES, quantile=0.7)
+FIGURES = {
+    "heatmap": lambda: plots.heatmap(SCORES),
+    "one language": lambda: plots.heatmap(SCORES, "fr"),
+    "difference": lambda: plots.difference(SCORES, "fr", "en"),
+    "counts": lambda: plots.language_counts(HEADS),
+    "layers": lambda: plots.heads_per_layer(HEADS),
+    "overlap": lambda: plots.overlap(HEADS),
+}
+
+
+def cells(trace):
+    return torch.tensor([list(row) for row in trace.z])
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_every_figure_has_a_title_units_and_an_opaque_ground(name):
+    before = pio.templates.default
+    figure = FIGURES[name]()
+    assert isinstance(figure, go.Figure)
+    assert len(figure.layout.title.text) > 10
+    assert figure.layout.paper_bgcolor == "white"
+    assert pio.templates.default == before
+    assert len(figure.to_json()) < 100_000
+    axes = json.loads(figure.to_json())["layout"]
+    if name != "overlap":
+        assert {"layer"} <= {axes[key]["title"]["text"] for key in axes if "axis" in key and "title" in axes[key]}
+
+
+def test_small_multiples_share_one_scale_from_zero_and_say_the_unit():
+    figure = plots.heatmap(SCORES)
+    assert len(figure.data) == 3
+    for trace, code in zip(figure.data, SCORES.languages, strict=True):
+        torch.testing.assert_close(cells(trace), SCORES[code])
+        assert trace.coloraxis == "coloraxis"
+    assert figure.layout.coloraxis.cmin == 0
+    assert "nats per token" in figure.layout.coloraxis.colorbar.title.text
+    assert [a.text for a in figure.layout.annotations] == ["en", "fr", "zh"]
+
+
+def test_hover_tells_head_score_and_rank():
+    trace = plots.heatmap(SCORES, "fr").data[0]
+    assert trace.hovertemplate.startswith("L%{y}H%{x}: %{z")
+    best = SCORES.top(1, "fr")[0]
+    assert trace.customdata[best.layer][best.head] == 1
+    assert "of 20" in trace.hovertemplate
+
+
+def test_differences_are_centred_on_zero():
+    figure = plots.difference(SCORES, "fr", "en")
+    assert figure.layout.coloraxis.cmid == 0
+    torch.testing.assert_close(cells(figure.data[0]), SCORES["fr"] - SCORES["en"])
+    with pytest.raises(KeyError, match="no scores for 'de'"):
+        plots.difference(SCORES, "fr", "de")
+
+
+def test_counts_layers_and_overlap_say_what_the_heads_say():
+    counts = plots.language_counts(HEADS)
+    assert cells(counts.data[0]).tolist() == HEADS.counts.tolist()
+    assert counts.layout.coloraxis.cmax == 3.5
+    layers = plots.heads_per_layer(HEADS)
+    total = sum(sum(bar.y) for bar in layers.data)
+    assert total == len(HEADS.general) + sum(map(len, HEADS.specific.values()))
+    overlap = plots.overlap(HEADS)
+    assert cells(overlap.data[0]).diagonal().tolist() == [1, 1, 1]
+    assert "by chance" in overlap.layout.title.text
+
+
+def test_negative_scores_get_a_scale_that_shows_them():
+    negative = HeadScores(SCORES.values - 0.5, SCORES.languages, "taylor", "nats per token")
+    assert plots.heatmap(negative).layout.coloraxis.cmin is None
+
+
+def test_html_opens_without_a_network(tmp_path):
+    path = plots.write(plots.heatmap(SCORES), tmp_path / "map.html")
+    text = path.read_text()
+    assert "<script src=" not in text
+    assert len(text) < 6_000_000
+
+
+def test_the_page_embeds_plotly_once_and_escapes(tmp_path):
+    figures = [make() for make in FIGURES.values()]
+    path = plots.write_page(tmp_path / "p.html", "<b>T</b>", figures, {"Heads": {"<script>": "L0H1"}})
+    text = path.read_text()
+    assert "&lt;script&gt;" in text
+    assert "&lt;b&gt;T&lt;/b&gt;" in text
+    assert "<script src=" not in text
+    assert 3_000_000 < len(text) < 6_000_000
+
+
+def test_bad_formats_and_missing_browsers_are_explained(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match=r"cannot write map\.gif: the formats are html, png, svg, pdf"):
+        plots.write(plots.heatmap(SCORES), tmp_path / "map.gif")
+
+    def no_browser(*args, **kwargs):
+        raise OSError("Chrome not found")
+
+    monkeypatch.setattr(go.Figure, "to_image", no_browser)
+    with pytest.raises(RuntimeError, match=r"PNG needs kaleido and a Chrome.*lahis-tl\[png\].*Chrome not found"):
+        plots.write(plots.heatmap(SCORES), tmp_path / "map.png")
+    assert list(tmp_path.iterdir()) == []
