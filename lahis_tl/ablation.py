@@ -2,10 +2,10 @@
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import tqdm
 
-from lahis_tl.access import device_of, final_hidden, grid_of
+from lahis_tl.access import LensModel, device_of, final_hidden, grid_of
 from lahis_tl.batches import TokenIds, make_batches, tokenize
 from lahis_tl.corpora import Corpus
 from lahis_tl.masks import hooked_heads
@@ -13,7 +13,7 @@ from lahis_tl.masks import hooked_heads
 
 @torch.no_grad()
 def mean_head_outputs(
-    model: nn.Module,
+    model: LensModel,
     corpus: Corpus | TokenIds,
     *,
     max_tokens: int | None = 512,
@@ -30,7 +30,9 @@ def mean_head_outputs(
     sums = [torch.zeros(()) for _ in range(grid.n_layers)]
     n_tokens = 0
     for batch in tqdm(
-        make_batches(tokenize(model, corpus, max_tokens), batch_tokens), unit="batch", disable=not progress
+        make_batches(tokenize(model, corpus, max_tokens), batch_tokens),
+        unit="batch",
+        disable=not progress,
     ):
         mask = batch.attention_mask.to(device)
 

@@ -7,7 +7,7 @@ build their logits. The functions here hide that; they never import TransformerL
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 from weakref import WeakKeyDictionary
 
 import torch
@@ -16,6 +16,9 @@ from torch import Tensor, nn
 
 from lahis_tl.errors import ModelError
 from lahis_tl.heads import HeadGrid
+
+# A HookedTransformer or a TransformerBridge; no type is common to both and to both version lines.
+LensModel: TypeAlias = Any
 
 
 @dataclass
@@ -31,15 +34,15 @@ _points: "WeakKeyDictionary[nn.Module, list[nn.Module]]" = WeakKeyDictionary()
 _unembeddings: "WeakKeyDictionary[nn.Module, Unembedding | None]" = WeakKeyDictionary()
 
 
-def remember(model: nn.Module, record: ModelRecord) -> None:
+def remember(model: LensModel, record: ModelRecord) -> None:
     _records[model] = record
 
 
-def is_bridge(model: nn.Module) -> bool:
+def is_bridge(model: LensModel) -> bool:
     return hasattr(model, "original_model")
 
 
-def grid_of(model: nn.Module) -> HeadGrid:
+def grid_of(model: LensModel) -> HeadGrid:
     """The model's layers × query heads.
 
     Raises:
@@ -54,7 +57,7 @@ def grid_of(model: nn.Module) -> HeadGrid:
     return HeadGrid(int(cfg.n_layers), int(cfg.n_heads))
 
 
-def head_points(model: nn.Module) -> list[nn.Module]:
+def head_points(model: LensModel) -> list[nn.Module]:
     """The HookPoint of every layer's head outputs z [batch, pos, head, d_head].
 
     Resolved once for each model: the lookup is slow on some versions, and ``run_with_hooks``
@@ -78,12 +81,12 @@ def head_points(model: nn.Module) -> list[nn.Module]:
     return _points[model]
 
 
-def model_name(model: nn.Module) -> str:
+def model_name(model: LensModel) -> str:
     card = _records[model].card if model in _records else {}
     return str(card.get("name") or getattr(model.cfg, "model_name", type(model).__name__))
 
 
-def tokenizer_of(model: nn.Module) -> Any:
+def tokenizer_of(model: LensModel) -> Any:
     """The Hugging Face tokenizer whose ids the package feeds to the model.
 
     Raises:
@@ -99,21 +102,21 @@ def tokenizer_of(model: nn.Module) -> Any:
     return tokenizer
 
 
-def context_length(model: nn.Module) -> int | None:
+def context_length(model: LensModel) -> int | None:
     """Most tokens that one text may have, None where the model names no limit."""
     limit = getattr(model.cfg, "n_ctx", None)
     return int(limit) if limit else None
 
 
-def device_of(model: nn.Module) -> torch.device:
+def device_of(model: LensModel) -> torch.device:
     return next(model.parameters()).device
 
 
-def dtype_of(model: nn.Module) -> torch.dtype:
+def dtype_of(model: LensModel) -> torch.dtype:
     return next(p.dtype for p in model.parameters() if p.is_floating_point())
 
 
-def card_of(model: nn.Module) -> dict[str, Any]:
+def card_of(model: LensModel) -> dict[str, Any]:
     """The birth certificate of a model, as it is written on every result."""
     record = _records.get(model)
     if record and record.card:
@@ -130,7 +133,7 @@ def card_of(model: nn.Module) -> dict[str, Any]:
     }
 
 
-def _weight_processing(model: nn.Module) -> str:
+def _weight_processing(model: LensModel) -> str:
     """What TransformerLens did to the weights, as far as it shows; warns where it matters for heads."""
     done = []
     if is_bridge(model):
@@ -153,7 +156,7 @@ def _weight_processing(model: nn.Module) -> str:
 
 
 def final_hidden(
-    model: nn.Module,
+    model: LensModel,
     ids: Int[Tensor, "batch pos"],
     attention_mask: Int[Tensor, "batch pos"],
 ) -> Float[Tensor, "batch pos d_model"]:
@@ -168,7 +171,7 @@ def final_hidden(
 
 
 def full_logits(
-    model: nn.Module,
+    model: LensModel,
     ids: Int[Tensor, "batch pos"],
     attention_mask: Int[Tensor, "batch pos"],
 ) -> Float[Tensor, "batch pos vocab"]:
@@ -192,7 +195,7 @@ class Unembedding:
         return self.softcap * torch.tanh(logits / self.softcap) if self.softcap else logits
 
 
-def unembedding_of(model: nn.Module) -> Unembedding | None:
+def unembedding_of(model: LensModel) -> Unembedding | None:
     """The model's unembedding, or None where it is not a linear map with known scaling.
 
     Checked once against the model's own logits, so that an architecture with another kind of
@@ -206,7 +209,7 @@ def unembedding_of(model: nn.Module) -> Unembedding | None:
     return _unembeddings[model]
 
 
-def _read_unembedding(model: nn.Module) -> Unembedding | None:
+def _read_unembedding(model: LensModel) -> Unembedding | None:
     if not is_bridge(model):
         cap = getattr(model.cfg, "output_logits_soft_cap", -1.0)
         return Unembedding(
@@ -230,7 +233,7 @@ def _nonzero(bias: Tensor | None) -> Tensor | None:
 
 
 @torch.no_grad()
-def _reproduces_logits(model: nn.Module, unembedding: Unembedding) -> bool:
+def _reproduces_logits(model: LensModel, unembedding: Unembedding) -> bool:
     ids = torch.arange(1, 9, device=device_of(model))[None] % unembedding.weight.shape[0]
     mask = torch.ones_like(ids)
     try:

@@ -15,9 +15,9 @@ from typing import Any, ClassVar, TypeVar
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
-from torch import Tensor, nn
+from torch import Tensor
 
-from lahis_tl.access import card_of
+from lahis_tl.access import LensModel, card_of
 from lahis_tl.errors import ArtifactError
 
 _FORMAT = 1
@@ -68,7 +68,7 @@ class Artifact(ABC):
         return path
 
     @classmethod
-    def load(cls: type[A], path: str | Path, model: nn.Module | None = None) -> A:
+    def load(cls: type[A], path: str | Path, model: LensModel | None = None) -> A:
         """Read a result of this kind; with ``model`` also check that it is about that model.
 
         Raises:
@@ -81,7 +81,7 @@ class Artifact(ABC):
         return found
 
 
-def load(path: str | Path, model: nn.Module | None = None) -> Any:
+def load(path: str | Path, model: LensModel | None = None) -> Any:
     """Read any saved result.
 
     >>> import lahis_tl as lt
@@ -105,7 +105,7 @@ def load(path: str | Path, model: nn.Module | None = None) -> Any:
         raise ArtifactError(f"{path} is damaged: {error}") from error
 
 
-def check_model(path: str | Path, card: Card, model: nn.Module) -> None:
+def check_model(path: str | Path, card: Card, model: LensModel) -> None:
     """ArtifactError unless the card is about ``model`` (name, revision and grid)."""
     theirs, ours = card.get("model", {}), card_of(model)
     for key in ("name", "revision", "n_layers", "n_heads"):

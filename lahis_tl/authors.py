@@ -6,12 +6,13 @@ of exponentials.
 """
 
 from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from lahis_tl.access import card_of, device_of, grid_of
+from lahis_tl.access import LensModel, card_of, device_of, grid_of
 from lahis_tl.batches import TokenIds, tokenize
 from lahis_tl.corpora import Corpus
 from lahis_tl.gradients import head_gradients
@@ -25,7 +26,7 @@ _SCALE = 1000
 
 
 def lahis_code(
-    model: nn.Module,
+    model: LensModel,
     corpus: Corpus | TokenIds,
     *,
     moving_mask: bool = True,
@@ -43,10 +44,13 @@ def lahis_code(
         scores in millinats per token; their order of texts is the corpus's.
     """
     if not moving_mask:
-        return score(head_gradients(model, corpus, max_tokens=max_tokens, progress=progress), "lahis_code")
+        return score(
+            head_gradients(model, corpus, max_tokens=max_tokens, progress=progress), "lahis_code"
+        )
     token_ids = tokenize(model, corpus, max_tokens)
     values = [
-        _moving_mask_matrix(model, texts, language, progress) for language, texts in token_ids.items()
+        _moving_mask_matrix(model, texts, language, progress)
+        for language, texts in token_ids.items()
     ]
     return HeadScores(
         values=torch.stack(values),
@@ -64,9 +68,11 @@ def lahis_code(
 
 
 def _moving_mask_matrix(
-    model: nn.Module, texts: Sequence[Sequence[int]], language: str, progress: bool
+    model: LensModel, texts: Sequence[Sequence[int]], language: str, progress: bool
 ) -> Float[Tensor, "layer head"]:
-    mask = nn.Parameter(torch.ones(grid_of(model).shape, dtype=torch.bfloat16, device=device_of(model)))
+    mask = nn.Parameter(
+        torch.ones(grid_of(model).shape, dtype=torch.bfloat16, device=device_of(model))
+    )
     optimizer = torch.optim.AdamW([mask], lr=_LEARNING_RATE, weight_decay=_WEIGHT_DECAY)
     total = torch.zeros_like(mask, requires_grad=False)
     negative = torch.zeros(mask.shape, device=mask.device)
@@ -83,14 +89,14 @@ def _moving_mask_matrix(
     return (mean * (negative / len(texts))).detach().cpu()
 
 
-def _one(model: nn.Module, ids: Sequence[int]) -> tuple[Tensor, Tensor]:
+def _one(model: LensModel, ids: Sequence[int]) -> tuple[Tensor, Tensor]:
     batch = torch.tensor([list(ids)], device=device_of(model))
     return batch, torch.ones_like(batch)
 
 
 @torch.no_grad()
 def mean_exp_perplexity(
-    model: nn.Module,
+    model: LensModel,
     texts: Sequence[Sequence[int]],
     mask: HeadMask | None = None,
 ) -> float:

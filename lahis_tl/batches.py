@@ -5,9 +5,9 @@ from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Int
-from torch import Tensor, nn
+from torch import Tensor
 
-from lahis_tl.access import context_length, tokenizer_of
+from lahis_tl.access import LensModel, context_length, tokenizer_of
 from lahis_tl.corpora import Corpus
 from lahis_tl.errors import CorpusError
 
@@ -18,7 +18,7 @@ class TextKey(NamedTuple):
     """One text of a corpus."""
 
     language: str
-    index: int
+    row: int
 
 
 class Batch(NamedTuple):
@@ -30,7 +30,7 @@ class Batch(NamedTuple):
 
 
 def tokenize(
-    model: nn.Module, corpus: Corpus | TokenIds, max_tokens: int | None = None
+    model: LensModel, corpus: Corpus | TokenIds, max_tokens: int | None = None
 ) -> dict[str, list[list[int]]]:
     """Token ids of each text, with the tokenizer's own special tokens, cut at ``max_tokens``
     and at the model's context.
@@ -76,8 +76,10 @@ def make_batches(token_ids: TokenIds, batch_tokens: int) -> list[Batch]:
     """
     if batch_tokens < 2:
         raise ValueError(f"batch_tokens={batch_tokens} must be at least 2")
-    keys = [TextKey(language, i) for language, texts in token_ids.items() for i in range(len(texts))]
-    keys.sort(key=lambda key: -len(token_ids[key.language][key.index]))
+    keys = [
+        TextKey(language, i) for language, texts in token_ids.items() for i in range(len(texts))
+    ]
+    keys.sort(key=lambda key: -len(token_ids[key.language][key.row]))
     batches: list[Batch] = []
     start = 0
     while start < len(keys):
@@ -89,7 +91,7 @@ def make_batches(token_ids: TokenIds, batch_tokens: int) -> list[Batch]:
 
 
 def _pad(keys: list[TextKey], token_ids: TokenIds) -> Batch:
-    rows = [torch.tensor(token_ids[key.language][key.index]) for key in keys]
+    rows = [torch.tensor(token_ids[key.language][key.row]) for key in keys]
     ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=0)
     mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
     return Batch(keys, ids, mask)

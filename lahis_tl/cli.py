@@ -63,7 +63,11 @@ def _one_of(names: Callable[[], list[str]]) -> Callable[[str], str]:
 Method = Annotated[str, typer.Option(callback=_one_of(_score_names), help="The score: SCORES.")]
 Languages = Annotated[
     str | None,
-    typer.Option("--languages", "-l", help="Comma-separated codes, as in en,fr,zh. All there are if left out."),
+    typer.Option(
+        "--languages",
+        "-l",
+        help="Comma-separated codes, as in en,fr,zh. All there are if left out.",
+    ),
 ]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for the results; made if missing.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
@@ -107,22 +111,34 @@ def score(
     model: Annotated[str, typer.Argument(help="Hub name, local folder, .gguf file, or smollm2.")],
     corpus: Annotated[
         str,
-        typer.Option(help="bundled, a file or folder of texts, or a hub data set such as wikimedia/wikipedia."),
+        typer.Option(
+            help="bundled, a file or folder of texts, or a hub data set such as wikimedia/wikipedia."
+        ),
     ] = "bundled",
     languages: Languages = None,
-    n: Annotated[int | None, typer.Option("-n", help="Texts a language, drawn by the seed.")] = None,
+    n: Annotated[
+        int | None, typer.Option("-n", help="Texts a language, drawn by the seed.")
+    ] = None,
     method: Method = "lahis",
     text_column: Annotated[str, typer.Option(help="Column that holds the text.")] = "text",
     seed: Annotated[int, typer.Option(help="Of the drawing of texts.")] = 0,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or float64.")] = "float32",
-    device: Annotated[str | None, typer.Option(help="As in cuda:0; the first GPU, else the CPU.")] = None,
-    backend: Annotated[str, typer.Option(help="auto, hooked or bridge: TransformerLens's class.")] = "auto",
-    revision: Annotated[str | None, typer.Option(help="Commit or branch of the model on the hub.")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="As in cuda:0; the first GPU, else the CPU.")
+    ] = None,
+    backend: Annotated[
+        str, typer.Option(help="auto, hooked or bridge: TransformerLens's class.")
+    ] = "auto",
+    revision: Annotated[
+        str | None, typer.Option(help="Commit or branch of the model on the hub.")
+    ] = None,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run code from the model's repository.")
     ] = False,
     max_tokens: Annotated[int, typer.Option(help="Longer texts are cut there.")] = 512,
-    batch_tokens: Annotated[int, typer.Option(help="Tokens in one pass; lower it if memory runs out.")] = 1024,
+    batch_tokens: Annotated[
+        int, typer.Option(help="Tokens in one pass; lower it if memory runs out.")
+    ] = 1024,
     out: Out = Path("out/run"),
     quiet: Quiet = False,
 ) -> None:
@@ -160,7 +176,9 @@ def score(
     typer.echo(f"Gradients: {gradients.save(out / 'gradients')}")
     typer.echo(f"Scores:    {scores.save(out / 'scores')}")
     for language in scores.languages:
-        typer.echo(f"  {language}: {' '.join(scores.top(min(5, scores.grid.size), language).labels)}")
+        typer.echo(
+            f"  {language}: {' '.join(scores.top(min(5, scores.grid.size), language).labels)}"
+        )
 
 
 @app.command(cls=_Command)
@@ -170,11 +188,15 @@ def heads(
         str, typer.Option(callback=_one_of(_rule_names), help="How to choose: RULES.")
     ] = "authors",
     method: Method = "lahis",
-    quantile: Annotated[float | None, typer.Option(help="authors: heads above this quantile. 0.96")] = None,
+    quantile: Annotated[
+        float | None, typer.Option(help="authors: heads above this quantile. 0.96")
+    ] = None,
     min_languages: Annotated[
         int | None, typer.Option(help="authors: kept by so many languages is general. 4")
     ] = None,
-    fraction: Annotated[float | None, typer.Option(help="contrastive: share of all heads. 0.02")] = None,
+    fraction: Annotated[
+        float | None, typer.Option(help="contrastive: share of all heads. 0.02")
+    ] = None,
     rounding: Annotated[
         str | None, typer.Option(help="contrastive: of their number: down, up, nearest.")
     ] = None,
@@ -208,13 +230,17 @@ def heads(
 def plot(
     result: Annotated[Path, typer.Argument(help="A saved gradients, scores or heads file.")],
     kind: Annotated[
-        str, typer.Option(callback=_one_of(lambda: list(_PLOTS)), help=f"One of {', '.join(_PLOTS)}.")
+        str,
+        typer.Option(callback=_one_of(lambda: list(_PLOTS)), help=f"One of {', '.join(_PLOTS)}."),
     ] = "heatmap",
-    language: Annotated[str | None, typer.Option("--language", "-l", help="heatmap, difference: this one.")] = None,
+    language: Annotated[
+        str | None, typer.Option("--language", "-l", help="heatmap, difference: this one.")
+    ] = None,
     minus: Annotated[str | None, typer.Option(help="difference: minus this one.")] = None,
     method: Method = "lahis",
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="html, png, svg or pdf; KIND.html beside the result.")
+        Path | None,
+        typer.Option("--out", "-o", help="html, png, svg or pdf; KIND.html beside the result."),
     ] = None,
 ) -> None:
     """Draw a saved result: an interactive page, or an image for a paper.
@@ -228,7 +254,11 @@ def plot(
     found = _scores_of(result, method, or_heads=True)
     if kind in ("counts", "layers", "overlap"):
         chosen = found if isinstance(found, LanguageHeads) else language_heads(found)
-        draw = {"counts": plots.language_counts, "layers": plots.heads_per_layer, "overlap": plots.overlap}
+        draw = {
+            "counts": plots.language_counts,
+            "layers": plots.heads_per_layer,
+            "overlap": plots.overlap,
+        }
         figure = draw[kind](chosen)
     elif isinstance(found, LanguageHeads):
         raise typer.BadParameter(f"{kind} needs scores, but {result} holds heads")
@@ -287,7 +317,10 @@ def _write_report(path: Path, scores: "HeadScores", heads: "LanguageHeads") -> P
     if others:
         figures.insert(1, plots.difference(scores, others[0], first))
     rows = {code: " ".join(members.labels) for code, members in heads.specific.items()}
-    tables = {"Language-specific heads": rows, "Language-general heads": {"": " ".join(heads.general.labels)}}
+    tables = {
+        "Language-specific heads": rows,
+        "Language-general heads": {"": " ".join(heads.general.labels)},
+    }
     model = scores.card["model"]
     return plots.write_page(path, f"Language heads of {model['name']}", figures, tables)
 
@@ -319,7 +352,9 @@ def main() -> None:
     except Exception as error:
         from lahis_tl.errors import LahisError
 
-        if not isinstance(error, (LahisError, ValueError, KeyError, IndexError, OSError, RuntimeError)):
+        if not isinstance(
+            error, (LahisError, ValueError, KeyError, IndexError, OSError, RuntimeError)
+        ):
             raise
         text = error.args[0] if isinstance(error, KeyError) and error.args else error
         typer.echo(f"error: {text}", err=True)

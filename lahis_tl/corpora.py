@@ -5,7 +5,6 @@ import json
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,11 @@ import pandas as pd
 from lahis_tl.errors import CorpusError
 
 BUNDLED = "bundled"
-_READERS: dict[str, Callable[..., pd.DataFrame]] = {
-    ".csv": partial(pd.read_csv, keep_default_na=False, dtype=str),
-    ".json": pd.read_json,
-    ".jsonl": partial(pd.read_json, lines=True, dtype=False),
+_AS_WRITTEN: Any = False  # texts of digits stay texts
+_READERS: dict[str, Callable[..., Any]] = {
+    ".csv": lambda path: pd.read_csv(path, keep_default_na=False, dtype=str),
+    ".json": lambda path: pd.read_json(path, dtype=_AS_WRITTEN),
+    ".jsonl": lambda path: pd.read_json(path, lines=True, dtype=_AS_WRITTEN),
     ".parquet": pd.read_parquet,
 }
 
@@ -139,7 +139,9 @@ class Corpus:
     def _take(self, orders: Mapping[str, list[int]], part: slice) -> "Corpus":
         rows = {language: sorted(order[part]) for language, order in orders.items()}
         shared = next(iter(rows.values()))
-        texts = {language: tuple(self.texts[language][i] for i in rows[language]) for language in rows}
+        texts = {
+            language: tuple(self.texts[language][i] for i in rows[language]) for language in rows
+        }
         ids = None if self.ids is None else tuple(self.ids[i] for i in shared)
         return replace(self, texts=texts, ids=ids)
 
@@ -233,7 +235,16 @@ def load_corpus(
         if Path(source).suffix in {".txt", *_READERS}:
             raise CorpusError(f"there is no file {source}")
         table, id_column = from_hub(
-            str(source), wanted, n, seed, split, text_column, language_column, id_column, config, revision
+            str(source),
+            wanted,
+            n,
+            seed,
+            split,
+            text_column,
+            language_column,
+            id_column,
+            config,
+            revision,
         )
         name = str(source) + (f"@{revision}" if revision else "")
     table = _normalise(table, name, text_column, language_column, id_column)
@@ -246,7 +257,9 @@ def _from_mapping(source: Mapping[str, Sequence[str]]) -> pd.DataFrame:
     rows = [(language, text) for language, texts in source.items() for text in texts]
     empty = [language for language, texts in source.items() if not len(texts)]
     if empty or not rows:
-        raise CorpusError(f"no texts were given for {', '.join(map(repr, empty)) or 'any language'}")
+        raise CorpusError(
+            f"no texts were given for {', '.join(map(repr, empty)) or 'any language'}"
+        )
     # As objects: pandas's own strings cannot hold a lone surrogate.
     return pd.DataFrame(rows, columns=["language", "text"], dtype=object)
 
@@ -287,7 +300,11 @@ def _normalise(
 ) -> pd.DataFrame:
     """Columns language and text, and id where the corpus is parallel."""
     if text_column not in table.columns:
-        codes = [c for c in table.columns if isinstance(c, str) and langcodes.tag_is_valid(c) and c != "id"]
+        codes = [
+            c
+            for c in table.columns
+            if isinstance(c, str) and langcodes.tag_is_valid(c) and c != "id"
+        ]
         if not codes:
             raise CorpusError(
                 f"{name} has no column {text_column!r} and no column named after a language; "
@@ -295,7 +312,9 @@ def _normalise(
             )
         table = table.assign(id=table[id_column] if id_column else range(len(table)))
         table = table.melt("id", codes, var_name="language", value_name="text")
-        return table.assign(id=table["id"].astype(str), language=table["language"].map(check_language))
+        return table.assign(
+            id=table["id"].astype(str), language=table["language"].map(check_language)
+        )
     source_column = "language" if "language" in table.columns else language_column
     if source_column not in table.columns:
         raise CorpusError(
@@ -305,7 +324,9 @@ def _normalise(
     columns = {"language": table[source_column].map(check_language), "text": table[text_column]}
     if id_column is not None:
         if id_column not in table.columns:
-            raise CorpusError(f"{name} has no column {id_column!r}; it has {', '.join(map(str, table.columns))}")
+            raise CorpusError(
+                f"{name} has no column {id_column!r}; it has {', '.join(map(str, table.columns))}"
+            )
         columns["id"] = table[id_column].astype(str)
     return pd.DataFrame(columns)
 

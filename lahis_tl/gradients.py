@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 import pandas as pd
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import tqdm
 
-from lahis_tl.access import card_of, device_of, grid_of
+from lahis_tl.access import LensModel, card_of, device_of, grid_of
 from lahis_tl.artifacts import Artifact, Card
 from lahis_tl.batches import Batch, TokenIds, make_batches, tokenize
 from lahis_tl.corpora import Corpus
@@ -101,7 +101,7 @@ class HeadGradients(Artifact):
 
 
 def head_gradients(
-    model: nn.Module,
+    model: LensModel,
     corpus: Corpus | TokenIds,
     *,
     max_tokens: int | None = 512,
@@ -153,7 +153,7 @@ def head_gradients(
 
 
 def _each_batch(
-    model: nn.Module, batches: list[Batch], store: ShardStore
+    model: LensModel, batches: list[Batch], store: ShardStore
 ) -> Iterator[tuple[Batch, dict[str, Any]]]:
     for number, batch in enumerate(batches):
         part = store.read(number)
@@ -165,7 +165,7 @@ def _each_batch(
 
 
 def batch_gradients(
-    model: nn.Module, batch: Batch
+    model: LensModel, batch: Batch
 ) -> tuple[Float[Tensor, "text layer head"], Float[Tensor, " text"]]:
     """Gradients and losses of one batch, on the CPU.
 

@@ -105,7 +105,9 @@ def _open(name: str, language: str, split: str, config: str | None, revision: st
         ) from error
 
 
-def _read(rows: Any, name: str, language: str, text_column: str, id_column: str | None) -> pd.DataFrame:
+def _read(
+    rows: Any, name: str, language: str, text_column: str, id_column: str | None
+) -> pd.DataFrame:
     found = []
     for row in rows:
         if text_column not in row:

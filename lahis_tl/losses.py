@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from lahis_tl.access import Unembedding, final_hidden, full_logits, unembedding_of
+from lahis_tl.access import LensModel, Unembedding, final_hidden, full_logits, unembedding_of
 
 # One block of float32 logits holds this many numbers (64 MB).
 _BLOCK = 2**24
@@ -76,7 +76,7 @@ def predicted_positions(
 
 
 def token_nll(
-    model: nn.Module,
+    model: LensModel,
     ids: Int[Tensor, "batch pos"],
     attention_mask: Int[Tensor, "batch pos"],
 ) -> Float[Tensor, "batch pos_minus_1"]:
@@ -109,7 +109,7 @@ def _padded_right(attention_mask: Int[Tensor, "batch pos"]) -> bool:
 
 
 def text_nll(
-    model: nn.Module,
+    model: LensModel,
     ids: Int[Tensor, "batch pos"],
     attention_mask: Int[Tensor, "batch pos"],
 ) -> Float[Tensor, " batch"]:

@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
-from lahis_tl.access import grid_of, head_points, unembedding_of
+from lahis_tl.access import LensModel, grid_of, head_points, unembedding_of
 from lahis_tl.heads import Head, HeadGrid, HeadLike, HeadSet
 
 
@@ -155,7 +155,7 @@ def _apply(
 
 @contextmanager
 def hooked_heads(
-    model: nn.Module, transforms: dict[int, Callable[[Tensor], Tensor | None]]
+    model: LensModel, transforms: dict[int, Callable[[Tensor], Tensor | None]]
 ) -> Iterator[None]:
     """Let ``transforms[layer]`` see, and replace if it returns one, the head outputs z of a layer.
 
@@ -176,7 +176,7 @@ def hooked_heads(
 
 
 @contextmanager
-def masked(model: nn.Module, mask: HeadMask | Tensor) -> Iterator[None]:
+def masked(model: LensModel, mask: HeadMask | Tensor) -> Iterator[None]:
     """Run the model with its heads scaled by ``mask``; works on any call, ``generate`` included.
 
     >>> with masked(model, HeadMask.scaling(heads.specific["fr"], 0.0)):     # doctest: +SKIP

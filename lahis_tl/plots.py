@@ -45,7 +45,10 @@ def heatmap(scores: HeadScores, language: str | None = None) -> go.Figure:
     title = f"Importance of attention heads for {language or f'{len(names)} languages'}"
     _style(figure, title, _about(scores))
     return figure.update_layout(
-        coloraxis={"colorscale": SEQUENTIAL, "colorbar": {"title": _bar(scores.method, scores.unit)}}
+        coloraxis={
+            "colorscale": SEQUENTIAL,
+            "colorbar": {"title": _bar(scores.method, scores.unit)},
+        }
         | ({} if (scores.values < 0).any() else {"cmin": 0})
     )
 
@@ -58,9 +61,7 @@ def difference(scores: HeadScores, language: str, minus: str) -> go.Figure:
     title = f"Attention heads: importance for {language} minus {minus}"
     _style(figure, title, _about(scores))
     bar = {"title": _bar(f"{scores.method}, {language} − {minus}", scores.unit)}
-    return figure.update_layout(
-        coloraxis={"colorscale": DIVERGING, "cmid": 0, "colorbar": bar}
-    )
+    return figure.update_layout(coloraxis={"colorscale": DIVERGING, "cmid": 0, "colorbar": bar})
 
 
 def language_counts(heads: LanguageHeads) -> go.Figure:
@@ -68,12 +69,20 @@ def language_counts(heads: LanguageHeads) -> go.Figure:
     counts, most = heads.counts.numpy(), len(heads.languages)
     figure = _panels(heads.grid, None)
     figure.add_trace(
-        go.Heatmap(z=counts, coloraxis="coloraxis", hovertemplate="L%{y}H%{x}: %{z} languages<extra></extra>")
+        go.Heatmap(
+            z=counts,
+            coloraxis="coloraxis",
+            hovertemplate="L%{y}H%{x}: %{z} languages<extra></extra>",
+        )
     )
     title = f"Number of languages (of {most}) that keep each head"
     _style(figure, title, _about_heads(heads))
     bands = px.colors.sample_colorscale(SEQUENTIAL, np.linspace(0, 1, most + 1))
-    steps = [(edge, color) for i, color in enumerate(bands) for edge in (i / (most + 1), (i + 1) / (most + 1))]
+    steps = [
+        (edge, color)
+        for i, color in enumerate(bands)
+        for edge in (i / (most + 1), (i + 1) / (most + 1))
+    ]
     bar = {"title": "languages", "tickvals": list(range(most + 1))}
     return figure.update_layout(
         coloraxis={"colorscale": steps, "cmin": -0.5, "cmax": most + 0.5, "colorbar": bar}
@@ -98,7 +107,10 @@ def heads_per_layer(heads: LanguageHeads) -> go.Figure:
     return figure.update_layout(
         width=760,
         height=420,
-        barmode="stack", xaxis_title="layer", yaxis_title="heads", legend_title="specific to"
+        barmode="stack",
+        xaxis_title="layer",
+        yaxis_title="heads",
+        legend_title="specific to",
     )
 
 
@@ -107,7 +119,10 @@ def overlap(heads: LanguageHeads) -> go.Figure:
     names, size = heads.languages, heads.grid.size
     values = np.array([[jaccard(heads.kept[a], heads.kept[b]) for b in names] for a in names])
     chance = np.array(
-        [[chance_jaccard(len(heads.kept[a]), len(heads.kept[b]), size) for b in names] for a in names]
+        [
+            [chance_jaccard(len(heads.kept[a]), len(heads.kept[b]), size) for b in names]
+            for a in names
+        ]
     )
     figure = go.Figure(
         go.Heatmap(
@@ -132,11 +147,15 @@ def overlap(heads: LanguageHeads) -> go.Figure:
         f"{_about_heads(heads)}; {level}",
     )
     figure.update_layout(width=max(480, side), height=max(400, side))
-    return figure.update_layout(yaxis={"autorange": "reversed", "scaleanchor": "x", "constrain": "domain"})
+    return figure.update_layout(
+        yaxis={"autorange": "reversed", "scaleanchor": "x", "constrain": "domain"}
+    )
 
 
 def _map(values: np.ndarray, unit: str) -> go.Heatmap:
-    ranks = (-values.flatten()).argsort(kind="stable").argsort(kind="stable").reshape(values.shape) + 1
+    ranks = (-values.flatten()).argsort(kind="stable").argsort(kind="stable").reshape(
+        values.shape
+    ) + 1
     return go.Heatmap(
         z=values.astype(np.float32),
         customdata=ranks,
@@ -164,9 +183,7 @@ def _panels(grid: HeadGrid, titles: list[str] | None, columns: int = 1) -> go.Fi
         horizontal_spacing=_GAP_X / inner_width if columns > 1 else 0,
         vertical_spacing=_GAP_Y / inner_height if rows > 1 else 0,
     )
-    figure.update_layout(
-        width=inner_width + _LEFT + _RIGHT, height=inner_height + _TOP + _BOTTOM
-    )
+    figure.update_layout(width=inner_width + _LEFT + _RIGHT, height=inner_height + _TOP + _BOTTOM)
     figure.update_yaxes(autorange="reversed", ticks="")
     figure.update_xaxes(ticks="")
     for column in range(1, columns + 1):
@@ -247,7 +264,10 @@ code {{ font-size: .9em; }}
 
 
 def write_page(
-    path: str | Path, title: str, figures: list[go.Figure], tables: Mapping[str, Mapping[str, str]] | None = None
+    path: str | Path,
+    title: str,
+    figures: list[go.Figure],
+    tables: Mapping[str, Mapping[str, str]] | None = None,
 ) -> Path:
     """One self-contained page of figures, plotly embedded once, after ``tables`` (heading → name → text)."""
     parts = []

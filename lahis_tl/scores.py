@@ -191,8 +191,9 @@ class HeadScores(Artifact):
 
     @classmethod
     def _from_tensors(cls, tensors: dict[str, Tensor], card: Card) -> "HeadScores":
-        content = {k: tuple(v) if isinstance(v, list) else v for k, v in card["content"].items()}
-        return cls(tensors["values"], card=card, **content)
+        content: Card = card["content"]
+        listed = {name: tuple(content[name]) for name in ("languages", "n_texts")}
+        return cls(tensors["values"], card=card, **{**content, **listed})
 
 
 def score(gradients: HeadGradients, method: str = "lahis") -> HeadScores:

@@ -41,7 +41,9 @@ class LanguageHeads(Artifact):
     card: Card = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
-        grids = {heads.grid for heads in (*self.specific.values(), *self.kept.values(), self.general)}
+        grids = {
+            heads.grid for heads in (*self.specific.values(), *self.kept.values(), self.general)
+        }
         if len(grids) != 1:
             raise ValueError(f"all sets need one grid, but have {', '.join(map(str, grids))}")
 
@@ -213,7 +215,11 @@ RULES: dict[str, Callable[..., LanguageHeads]] = {
 
 
 def _language_heads(
-    scores: HeadScores, kept: dict[str, HeadSet], general: list[Any], rule: str, options: dict[str, Any]
+    scores: HeadScores,
+    kept: dict[str, HeadSet],
+    general: list[Any],
+    rule: str,
+    options: dict[str, Any],
 ) -> LanguageHeads:
     shared = set(general)
     specific = {
@@ -247,7 +253,9 @@ def head_count(n_heads: int, fraction: float, rounding: str = "nearest") -> int:
     exact = n_heads * Decimal(str(fraction))
     count = int(exact.to_integral_value(_ROUNDINGS[rounding]))
     if count == 0:
-        raise ValueError(f"a fraction of {fraction} of {n_heads} heads, rounded {rounding}, is no head")
+        raise ValueError(
+            f"a fraction of {fraction} of {n_heads} heads, rounded {rounding}, is no head"
+        )
     return count
 
 
@@ -271,5 +279,5 @@ def chance_jaccard(size_a: int, size_b: int, n_heads: int) -> float:
     if size_a + size_b == 0:
         return 1.0
     common = range(min(size_a, size_b) + 1)
-    chances = hypergeom(n_heads, size_a, size_b)
-    return float(sum(chances.pmf(k) * k / (size_a + size_b - k) for k in common))
+    chances = hypergeom.pmf(list(common), n_heads, size_a, size_b)
+    return float(sum(p * k / (size_a + size_b - k) for k, p in zip(common, chances, strict=True)))

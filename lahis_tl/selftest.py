@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lahis_tl.access import (
+    LensModel,
     device_of,
     dtype_of,
     full_logits,
@@ -50,7 +51,9 @@ def logit_difference(ours: Tensor, reference: Tensor) -> tuple[float, float]:
     return float(difference.square().mean().sqrt()), float(difference.max())
 
 
-def check_logits(what: str, ours: Tensor, reference: Tensor, dtype: torch.dtype) -> dict[str, float]:
+def check_logits(
+    what: str, ours: Tensor, reference: Tensor, dtype: torch.dtype
+) -> dict[str, float]:
     """Figures of the comparison; ModelError if the two differ beyond rounding."""
     bound = TOLERANCES[dtype]
     if not torch.isfinite(reference).all():
@@ -71,7 +74,7 @@ def probe_ids(d_vocab: int, device: torch.device, length: int = 48) -> Tensor:
     return torch.randint(0, d_vocab, (2, length), generator=generator).to(device)
 
 
-def check_mask_acts(model: nn.Module) -> dict[str, Any]:
+def check_mask_acts(model: LensModel) -> dict[str, Any]:
     """Run the self-test; a model on which the mask does not act as it should is refused.
 
     1. Every layer's hook fires once, and a mask of ones leaves the logits as they are.
@@ -104,7 +107,7 @@ def check_mask_acts(model: nn.Module) -> dict[str, Any]:
     return figures
 
 
-def _check_every_layer_fires(model: nn.Module, ids: Tensor, attention_mask: Tensor) -> None:
+def _check_every_layer_fires(model: LensModel, ids: Tensor, attention_mask: Tensor) -> None:
     n_layers = len(head_points(model))
     fired = [0] * n_layers
 
@@ -123,7 +126,9 @@ def _check_every_layer_fires(model: nn.Module, ids: Tensor, attention_mask: Tens
         )
 
 
-def _check_ones(model: nn.Module, ids: Tensor, attention_mask: Tensor, plain: Tensor) -> dict[str, float]:
+def _check_ones(
+    model: LensModel, ids: Tensor, attention_mask: Tensor, plain: Tensor
+) -> dict[str, float]:
     ones = torch.ones(grid_of(model).shape, requires_grad=True)  # keeps a hook on every layer
     with masked(model, ones), torch.no_grad():
         same = full_logits(model, ids, attention_mask)
@@ -132,7 +137,7 @@ def _check_ones(model: nn.Module, ids: Tensor, attention_mask: Tensor, plain: Te
 
 
 @contextmanager
-def _projection_zeroed(model: nn.Module, head: Head) -> Iterator[None]:
+def _projection_zeroed(model: LensModel, head: Head) -> Iterator[None]:
     """The other road to a zero mask: the head's part of the output projection set to 0."""
     rows = slice(head.head * model.cfg.d_head, (head.head + 1) * model.cfg.d_head)
     if is_bridge(model):
@@ -149,7 +154,9 @@ def _projection_zeroed(model: nn.Module, head: Head) -> Iterator[None]:
         part.copy_(kept)
 
 
-def _check_gradient(model: nn.Module, ids: Tensor, attention_mask: Tensor, bound: Tolerance) -> dict[str, float]:
+def _check_gradient(
+    model: LensModel, ids: Tensor, attention_mask: Tensor, bound: Tolerance
+) -> dict[str, float]:
     mask = torch.ones(grid_of(model).shape, requires_grad=True)
     with torch.enable_grad(), masked(model, mask):
         (gradient,) = torch.autograd.grad(text_nll(model, ids, attention_mask).sum(), mask)
@@ -159,7 +166,9 @@ def _check_gradient(model: nn.Module, ids: Tensor, attention_mask: Tensor, bound
     direction = gradient.double() / norm
     tried = []
     for step in (bound.step, bound.step / 4, bound.step / 16):  # shorter where the loss bends much
-        high, low = (_loss_along(model, ids, attention_mask, sign * step * direction) for sign in (1, -1))
+        high, low = (
+            _loss_along(model, ids, attention_mask, sign * step * direction) for sign in (1, -1)
+        )
         slope = (high - low) / (2 * step)
         # Rounding of the two losses limits what their difference can say.
         eps = max(torch.finfo(dtype_of(model)).eps, torch.finfo(torch.float32).eps)
@@ -174,6 +183,6 @@ def _check_gradient(model: nn.Module, ids: Tensor, attention_mask: Tensor, bound
 
 
 @torch.no_grad()
-def _loss_along(model: nn.Module, ids: Tensor, attention_mask: Tensor, shift: Tensor) -> float:
+def _loss_along(model: LensModel, ids: Tensor, attention_mask: Tensor, shift: Tensor) -> float:
     with masked(model, torch.ones_like(shift) + shift):
         return float(text_nll(model, ids, attention_mask).double().sum())

@@ -62,5 +62,7 @@ class ShardStore:
 def _differences(found: Any, wanted: Any, at: str = "") -> list[str]:
     if isinstance(found, dict) and isinstance(wanted, dict):
         keys = [key for key in {**found, **wanted} if key not in ("checks", "versions")]
-        return [d for key in keys for d in _differences(found.get(key), wanted.get(key), f"{at}.{key}")]
+        return [
+            d for key in keys for d in _differences(found.get(key), wanted.get(key), f"{at}.{key}")
+        ]
     return [] if found == wanted else [f"{at[1:]} was {found!r}, now {wanted!r}"]

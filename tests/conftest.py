@@ -93,7 +93,9 @@ def _train_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     trainer = trainers.BpeTrainer(vocab_size=VOCAB, special_tokens=["<unk>", "<s>", "</s>"])
-    tokenizer.train_from_iterator(["le chat the cat der hund dort here la maison house is in"], trainer)
+    tokenizer.train_from_iterator(
+        ["le chat the cat der hund dort here la maison house is in"], trainer
+    )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>"
     )

@@ -20,16 +20,25 @@ def test_every_text_is_in_one_batch_whole_and_within_the_bound(first, second, bo
             assert real.tolist() == texts[code][index]
             assert batch.attention_mask[row].sum() == len(texts[code][index])
             seen.append((code, index))
-    assert sorted(seen) == sorted((c, i) for c, ns in (("a", first), ("b", second)) for i in range(len(ns)))
+    assert sorted(seen) == sorted(
+        (c, i) for c, ns in (("a", first), ("b", second)) for i in range(len(ns))
+    )
 
 
 def test_like_lengths_come_together_longest_first():
     batches = make_batches({"a": [[1] * n for n in (3, 9, 4, 8)]}, 18)
-    assert [batch.keys for batch in batches] == [[TextKey("a", 1), TextKey("a", 3)], [TextKey("a", 2), TextKey("a", 0)]]
+    assert [batch.keys for batch in batches] == [
+        [TextKey("a", 1), TextKey("a", 3)],
+        [TextKey("a", 2), TextKey("a", 0)],
+    ]
 
 
 def test_odd_characters_are_tokenised(llama):
-    texts = ["a lone surrogate \ud800 in the middle of it", "a NUL \x00 and a mark \u200f and 🙂 here", "שלום עולם, a right-to-left text"]
+    texts = [
+        "a lone surrogate \ud800 in the middle of it",
+        "a NUL \x00 and a mark \u200f and 🙂 here",
+        "שלום עולם, a right-to-left text",
+    ]
     found = tokenize(llama, lt.load_corpus({"en": texts}))
     assert all(len(ids) >= 2 for ids in found["en"])
 

@@ -14,7 +14,9 @@ runner = CliRunner()
 
 
 def run(*arguments):
-    return runner.invoke(cli.app, [str(a) for a in arguments], env={"COLUMNS": "200", "TERM": "dumb"})
+    return runner.invoke(
+        cli.app, [str(a) for a in arguments], env={"COLUMNS": "200", "TERM": "dumb"}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +24,10 @@ def scored(checkpoint, tmp_path_factory):
     folder = tmp_path_factory.mktemp("cli")
     texts = folder / "texts"
     texts.mkdir()
-    for code, text in {"en": "the cat is here in the house", "fr": "le chat dort la maison est la"}.items():
+    for code, text in {
+        "en": "the cat is here in the house",
+        "fr": "le chat dort la maison est la",
+    }.items():
         (texts / f"{code}.txt").write_text("\n".join(f"{text} {'x' * i}" for i in range(5)))
     result = run("score", checkpoint("llama"), "--corpus", texts, "--out", folder, "--quiet")
     assert result.exit_code == 0, result.output
@@ -57,7 +62,18 @@ def test_heads_and_plots(scored):
     assert heads.options["quantile"] == 0.8
     for arguments in (
         ("plot", scored / "scores.safetensors"),
-        ("plot", scored / "gradients.safetensors", "--kind", "difference", "-l", "fr", "--minus", "en", "--method", "taylor"),
+        (
+            "plot",
+            scored / "gradients.safetensors",
+            "--kind",
+            "difference",
+            "-l",
+            "fr",
+            "--minus",
+            "en",
+            "--method",
+            "taylor",
+        ),
         ("plot", scored / "heads.safetensors", "--kind", "counts"),
         ("plot", scored / "scores.safetensors", "--kind", "overlap", "-o", scored / "o.html"),
     ):
@@ -115,5 +131,10 @@ def test_ctrl_c_has_its_own_status(monkeypatch, capsys):
 
 
 def test_the_installed_command_knows_its_version():
-    done = subprocess.run([sys.executable, "-m", "lahis_tl.cli", "--version"], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "lahis_tl.cli", "--version"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert done.stdout.strip() == f"lahis-tl {lt.__version__}"

@@ -12,7 +12,11 @@ from lahis_tl.corpora import check_language, load_corpus
 from lahis_tl.hub import flores_code
 
 LONG = "a sentence that is long enough to be kept, number {}"
-ROWS = [{"language": code, "text": f"{code}: {LONG.format(i)}", "key": i} for code in ("en", "fr") for i in range(4)]
+ROWS = [
+    {"language": code, "text": f"{code}: {LONG.format(i)}", "key": i}
+    for code in ("en", "fr")
+    for i in range(4)
+]
 
 
 def write(folder, name):
@@ -38,7 +42,9 @@ def test_tables_with_a_language_column(tmp_path, name):
 
 
 def test_a_folder_with_a_file_a_language(tmp_path):
-    (tmp_path / "de.txt").write_text("\n".join(LONG.format(i) for i in range(3)) + "\n\n", encoding="utf-8")
+    (tmp_path / "de.txt").write_text(
+        "\n".join(LONG.format(i) for i in range(3)) + "\n\n", encoding="utf-8"
+    )
     (tmp_path / "pt_BR.jsonl").write_text(json.dumps({"text": LONG.format("x")}), encoding="utf-8")
     corpus = load_corpus(tmp_path)
     assert {code: len(texts) for code, texts in corpus.texts.items()} == {"de": 3, "pt-BR": 1}
@@ -46,7 +52,9 @@ def test_a_folder_with_a_file_a_language(tmp_path):
 
 def test_a_table_with_a_column_a_language_is_parallel(tmp_path):
     path = tmp_path / "wide.csv"
-    pd.DataFrame({"en": [LONG.format(i) for i in range(3)], "fr": [f"fr {LONG.format(i)}" for i in range(3)]}).to_csv(path, index=False)
+    pd.DataFrame(
+        {"en": [LONG.format(i) for i in range(3)], "fr": [f"fr {LONG.format(i)}" for i in range(3)]}
+    ).to_csv(path, index=False)
     corpus = load_corpus(path, ["fr", "en"])
     assert corpus.parallel
     assert corpus.languages == ["fr", "en"]
@@ -156,7 +164,9 @@ def test_a_split_that_would_be_empty_is_refused():
             corpus.split(n)
 
 
-@pytest.mark.parametrize(("code", "standard"), [("EN", "en"), ("pt_br", "pt-BR"), ("zh-hant", "zh-Hant")])
+@pytest.mark.parametrize(
+    ("code", "standard"), [("EN", "en"), ("pt_br", "pt-BR"), ("zh-hant", "zh-Hant")]
+)
 def test_codes_are_standardised(code, standard):
     assert check_language(code) == standard
 
@@ -184,7 +194,11 @@ def hub(monkeypatch):
         if name == "no/such":
             raise FileNotFoundError("Couldn't reach 'no/such' on the Hub")
         if name == "multi/lingual":
-            return FakeRows({"lang": c, "body": f"{c} {LONG.format(i)}"} for i in range(30) for c in ("en", "fr"))
+            return FakeRows(
+                {"lang": c, "body": f"{c} {LONG.format(i)}"}
+                for i in range(30)
+                for c in ("en", "fr")
+            )
         return FakeRows({"id": i, "text": f"{config} {LONG.format(i)}"} for i in range(300))
 
     monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
@@ -216,12 +230,21 @@ def test_any_data_set_with_a_language_column(hub):
 
 
 def test_an_unreachable_data_set_says_what_to_check(hub):
-    with pytest.raises(lt.CorpusError, match=r"cannot open the hub data set 'no/such'.*Couldn't reach.*'bundled' need no hub"):
+    with pytest.raises(
+        lt.CorpusError,
+        match=r"cannot open the hub data set 'no/such'.*Couldn't reach.*'bundled' need no hub",
+    ):
         load_corpus("no/such", ["en"], n=2, config="{language}")
     with pytest.raises(lt.CorpusError, match="has no column 'body'; it has id, text"):
         load_corpus("a/b", ["en"], n=2, config="{language}", text_column="body")
 
 
 def test_flores_codes():
-    expected = {"en": "eng_Latn", "hi": "hin_Deva", "ar": "arb_Arab", "zh-Hant": "cmn_Hant", "vi": "vie_Latn"}
+    expected = {
+        "en": "eng_Latn",
+        "hi": "hin_Deva",
+        "ar": "arb_Arab",
+        "zh-Hant": "cmn_Hant",
+        "vi": "vie_Latn",
+    }
     assert {code: flores_code(code) for code in expected} == expected

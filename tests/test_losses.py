@@ -8,7 +8,9 @@ from lahis_tl.losses import chunked_nll, predicted_positions
 
 UNEMBEDDINGS = {
     "plain": Unembedding(torch.randn(50, 8, dtype=torch.float64)),
-    "bias": Unembedding(torch.randn(50, 8, dtype=torch.float64), torch.randn(50, dtype=torch.float64)),
+    "bias": Unembedding(
+        torch.randn(50, 8, dtype=torch.float64), torch.randn(50, dtype=torch.float64)
+    ),
     "scaled": Unembedding(torch.randn(50, 8, dtype=torch.float64), scale=0.0625),
     "softcapped": Unembedding(torch.randn(50, 8, dtype=torch.float64), scale=2.0, softcap=3.0),
 }
@@ -43,7 +45,9 @@ def test_no_block_of_logits_is_larger_than_the_bound(monkeypatch):
     rows = []
     plain = Unembedding.__call__
     monkeypatch.setattr(losses, "_BLOCK", 150)
-    monkeypatch.setattr(Unembedding, "__call__", lambda self, h: rows.append(len(h)) or plain(self, h))
+    monkeypatch.setattr(
+        Unembedding, "__call__", lambda self, h: rows.append(len(h)) or plain(self, h)
+    )
     chunked_nll(torch.randn(10, 8), torch.randint(0, 50, (10,)), Unembedding(torch.randn(50, 8)))
     assert rows == [3, 3, 3, 1]
 
@@ -61,4 +65,6 @@ def test_left_padding_changes_nothing(tiny):
         alone = losses.text_nll(model, ids, torch.ones_like(ids))
         padded = torch.tensor([[0, 0, 5, 6, 7, 8]])
         mask = torch.tensor([[0, 0, 1, 1, 1, 1]])
-        torch.testing.assert_close(losses.text_nll(model, padded, mask), alone, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(
+            losses.text_nll(model, padded, mask), alone, rtol=1e-5, atol=1e-6
+        )

@@ -2,21 +2,27 @@
 
 import json
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import ARCHITECTURES, HOOKED_LINE, N_HEADS, N_LAYERS, REQUIRED, VOCAB, skip_unless_possible
+from conftest import (
+    ARCHITECTURES,
+    HOOKED_LINE,
+    N_HEADS,
+    N_LAYERS,
+    REQUIRED,
+    VOCAB,
+)
 from hf_reference import logits, scaled_columns, text_losses
 from torch import nn
 from transformers import AutoModelForCausalLM
 
 import lahis_tl as lt
 from lahis_tl.access import full_logits, head_points, is_bridge, unembedding_of
-from lahis_tl.gradients import batch_gradients
 from lahis_tl.batches import make_batches
+from lahis_tl.gradients import batch_gradients
 
 BACKENDS = ["hooked", "bridge"]
 CASES = [(name, backend) for name in ARCHITECTURES for backend in BACKENDS]
@@ -49,7 +55,9 @@ def test_all_required_architectures_are_in_the_table():
 @pytest.mark.parametrize(("name", "backend"), CASES)
 def test_logits_are_those_of_hugging_face(name, backend, tiny, checkpoint):
     model = tiny(name, backend)
-    torch.testing.assert_close(our_logits(model), logits(hf_of(checkpoint(name)), IDS), rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        our_logits(model), logits(hf_of(checkpoint(name)), IDS), rtol=0, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize(("name", "backend"), CASES)
@@ -101,7 +109,9 @@ def test_gradient_equals_finite_difference_of_every_head(name, backend, tiny, to
                 with lt.masked(model, mask), torch.no_grad():
                     losses.append(lt.text_nll(model, batch.ids, batch.attention_mask))
             slope = (losses[0] - losses[1]) / (2 * step)
-            torch.testing.assert_close(gradient[:, layer, head].double(), slope, rtol=2e-3, atol=atol)
+            torch.testing.assert_close(
+                gradient[:, layer, head].double(), slope, rtol=2e-3, atol=atol
+            )
 
 
 @pytest.mark.parametrize(("name", "backend"), CASES)
@@ -128,7 +138,9 @@ def test_generation_under_a_mask_is_hugging_faces(name, backend, use_cache, tiny
         )
     with scaled_columns(hf, factors):
         attended = torch.ones_like(prompt)
-        reference = hf.generate(prompt, attention_mask=attended, **options, eos_token_id=None, pad_token_id=0)
+        reference = hf.generate(
+            prompt, attention_mask=attended, **options, eos_token_id=None, pad_token_id=0
+        )
     assert ours.tolist() == reference.tolist()
 
 
@@ -172,7 +184,11 @@ def test_a_half_precision_hook_returns_its_dtype(backend, tiny):
 @pytest.mark.parametrize(
     ("name", "changes", "reason"),
     [
-        ("llama", {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4}}, "rotary scaling"),
+        (
+            "llama",
+            {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4}},
+            "rotary scaling",
+        ),
         ("llama", {"attention_bias": True}, "attention_bias"),
         ("llama", {"mlp_bias": True}, "mlp_bias"),
         ("llama", {"head_dim": 16}, "head_dim"),
@@ -214,7 +230,9 @@ def test_a_wrong_conversion_is_refused_with_the_figures(checkpoint, monkeypatch)
     which = "build_hooked" if HOOKED_LINE else "build_bridge"
     real = getattr(loading, which)
     monkeypatch.setattr(loading, which, damaged)
-    with pytest.raises(lt.ModelError, match=r"not the model that Hugging Face computes: logits differ by [\d.]+"):
+    with pytest.raises(
+        lt.ModelError, match=r"not the model that Hugging Face computes: logits differ by [\d.]+"
+    ):
         lt.load_model(str(checkpoint("llama")))
 
 
@@ -283,7 +301,7 @@ def test_a_model_without_per_head_output_is_refused(tmp_path):
 
     config = MambaConfig(vocab_size=VOCAB, hidden_size=16, num_hidden_layers=2, state_size=4)
     MambaForCausalLM(config).save_pretrained(tmp_path)
-    with pytest.raises(lt.ModelError, match="per-head output|cannot wrap|no attention heads"):
+    with pytest.raises(lt.ModelError, match=r"per-head output|cannot wrap"):
         lt.load_model(str(tmp_path))
 
 

@@ -47,17 +47,26 @@ def test_only_models_imports_transformer_lens_and_only_plots_imports_plotly():
 
 
 def test_no_module_imports_in_a_circle():
-    names = {f"lahis_tl.{p.relative_to(PACKAGE).with_suffix('').as_posix().replace('/', '.')}".removesuffix(".__init__"): p for p in MODULES}
+    names = {
+        f"lahis_tl.{p.relative_to(PACKAGE).with_suffix('').as_posix().replace('/', '.')}".removesuffix(
+            ".__init__"
+        ): p
+        for p in MODULES
+    }
     top_level = {}
     for name, path in names.items():
         if name == "lahis_tl":
             continue
-        body = ast.Module([n for n in ast.parse(path.read_text()).body if not isinstance(n, ast.If)], [])
+        body = ast.Module(
+            [n for n in ast.parse(path.read_text()).body if not isinstance(n, ast.If)], []
+        )
         found = {n.module for n in ast.walk(body) if isinstance(n, ast.ImportFrom) and n.module}
         top_level[name] = found & set(names)
     done: set[str] = set()
     while top_level.keys() - done:
-        ready = {n for n, needs in top_level.items() if n not in done and needs <= done | {"lahis_tl"}}
+        ready = {
+            n for n, needs in top_level.items() if n not in done and needs <= done | {"lahis_tl"}
+        }
         assert ready, f"a circle among {sorted(top_level.keys() - done)}"
         done |= ready
 
@@ -73,5 +82,9 @@ def test_import_is_cheap_and_quiet():
 def test_modules_stay_small_and_do_not_print(path):
     text = path.read_text()
     assert len(text.splitlines()) <= 400
-    calls = [n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.Call) and getattr(n.func, "id", "") == "print"]
+    calls = [
+        n
+        for n in ast.walk(ast.parse(text))
+        if isinstance(n, ast.Call) and getattr(n.func, "id", "") == "print"
+    ]
     assert not calls

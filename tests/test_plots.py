@@ -10,7 +10,11 @@ from lahis_tl import plots
 from lahis_tl.scores import HeadScores
 
 SCORES = HeadScores(
-    torch.rand(3, 5, 4, generator=torch.Generator().manual_seed(0)), ("en", "fr", "zh"), "lahis", "nats per token", n_texts=(4, 4, 4)
+    torch.rand(3, 5, 4, generator=torch.Generator().manual_seed(0)),
+    ("en", "fr", "zh"),
+    "lahis",
+    "nats per token",
+    n_texts=(4, 4, 4),
 )
 HEADS = lt.language_heads(SCORES, quantile=0.7)
 FIGURES = {
@@ -38,7 +42,9 @@ def test_every_figure_has_a_title_units_and_an_opaque_ground(name):
     assert len(figure.to_json()) < 100_000
     axes = json.loads(figure.to_json())["layout"]
     if name != "overlap":
-        assert {"layer"} <= {axes[key]["title"]["text"] for key in axes if "axis" in key and "title" in axes[key]}
+        assert {"layer"} <= {
+            axes[key]["title"]["text"] for key in axes if "axis" in key and "title" in axes[key]
+        }
 
 
 def test_small_multiples_share_one_scale_from_zero_and_say_the_unit():
@@ -94,7 +100,9 @@ def test_html_opens_without_a_network(tmp_path):
 
 def test_the_page_embeds_plotly_once_and_escapes(tmp_path):
     figures = [make() for make in FIGURES.values()]
-    path = plots.write_page(tmp_path / "p.html", "<b>T</b>", figures, {"Heads": {"<script>": "L0H1"}})
+    path = plots.write_page(
+        tmp_path / "p.html", "<b>T</b>", figures, {"Heads": {"<script>": "L0H1"}}
+    )
     text = path.read_text()
     assert "&lt;script&gt;" in text
     assert "&lt;b&gt;T&lt;/b&gt;" in text
@@ -103,13 +111,17 @@ def test_the_page_embeds_plotly_once_and_escapes(tmp_path):
 
 
 def test_bad_formats_and_missing_browsers_are_explained(tmp_path, monkeypatch):
-    with pytest.raises(ValueError, match=r"cannot write map\.gif: the formats are html, png, svg, pdf"):
+    with pytest.raises(
+        ValueError, match=r"cannot write map\.gif: the formats are html, png, svg, pdf"
+    ):
         plots.write(plots.heatmap(SCORES), tmp_path / "map.gif")
 
     def no_browser(*args, **kwargs):
         raise OSError("Chrome not found")
 
     monkeypatch.setattr(go.Figure, "to_image", no_browser)
-    with pytest.raises(RuntimeError, match=r"PNG needs kaleido and a Chrome.*lahis-tl\[png\].*Chrome not found"):
+    with pytest.raises(
+        RuntimeError, match=r"PNG needs kaleido and a Chrome.*lahis-tl\[png\].*Chrome not found"
+    ):
         plots.write(plots.heatmap(SCORES), tmp_path / "map.png")
     assert list(tmp_path.iterdir()) == []

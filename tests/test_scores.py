@@ -8,7 +8,10 @@ from lahis_tl import scores as module
 from lahis_tl.scores import HeadScores, register_score, score, score_method
 
 GRADS = lt.HeadGradients(
-    gradients={"en": torch.tensor([[[-0.2, 0.1]], [[-0.4, 0.3]], [[0.6, -0.1]]]), "fr": torch.tensor([[[1.0, -1.0]]])},
+    gradients={
+        "en": torch.tensor([[[-0.2, 0.1]], [[-0.4, 0.3]], [[0.6, -0.1]]]),
+        "fr": torch.tensor([[[1.0, -1.0]]]),
+    },
     losses={"en": torch.ones(3), "fr": torch.ones(1)},
     n_tokens={"en": torch.tensor([3, 4, 5]), "fr": torch.tensor([6])},
     card={"model": {"name": "m"}},
@@ -43,7 +46,9 @@ def test_relations_between_scores(n, seed):
     assert (by["lahis"] >= 0).all()
     assert (by["lahis"] <= by["sensitivity"] + 1e-6).all()
     # sensitivity = 2·lahis − taylor, since |g| = 2·max(−g, 0) + g
-    torch.testing.assert_close(by["sensitivity"], 2 * by["lahis"] - by["taylor"], rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(
+        by["sensitivity"], 2 * by["lahis"] - by["taylor"], rtol=1e-4, atol=1e-6
+    )
 
 
 def test_users_can_add_scores(monkeypatch):
@@ -67,7 +72,9 @@ def test_unknown_score():
 
 
 def test_ranks_labels_and_table():
-    scores = HeadScores(torch.tensor([[[0.1, 0.5], [0.3, 0.2]]]), ("en",), "lahis", "nats per token")
+    scores = HeadScores(
+        torch.tensor([[[0.1, 0.5], [0.3, 0.2]]]), ("en",), "lahis", "nats per token"
+    )
     assert scores.top(2, "en").labels == ["L0H1", "L1H0"]
     frame = scores.to_dataframe().set_index("label")
     assert frame["rank"].to_dict() == {"L0H0": 4, "L0H1": 1, "L1H0": 2, "L1H1": 3}
@@ -83,8 +90,13 @@ def test_results_check_themselves():
         HeadScores(torch.full((1, 1, 3), float("nan")), ("en",), "lahis")
     with pytest.raises(ValueError, match="one grid"):
         lt.HeadGradients(
-            {"en": torch.ones(1, 1, 2), "fr": torch.ones(1, 1, 3)}, {"en": torch.ones(1), "fr": torch.ones(1)},
+            {"en": torch.ones(1, 1, 2), "fr": torch.ones(1, 1, 3)},
+            {"en": torch.ones(1), "fr": torch.ones(1)},
             {"en": torch.ones(1, dtype=torch.int64), "fr": torch.ones(1, dtype=torch.int64)},
         )
     with pytest.raises(ValueError, match="1 gradients, 2 losses"):
-        lt.HeadGradients({"en": torch.ones(1, 1, 2)}, {"en": torch.ones(2)}, {"en": torch.ones(1, dtype=torch.int64)})
+        lt.HeadGradients(
+            {"en": torch.ones(1, 1, 2)},
+            {"en": torch.ones(2)},
+            {"en": torch.ones(1, dtype=torch.int64)},
+        )

@@ -21,7 +21,9 @@ def test_the_authors_rule_gives_the_authors_lists(golden):
     found = language_heads(
         scores_of(golden), quantile=expected["q"], min_languages=expected["min_repetition"]
     )
-    assert {code: heads.flat_indices() for code, heads in found.specific.items()} == expected["specific"]
+    assert {code: heads.flat_indices() for code, heads in found.specific.items()} == expected[
+        "specific"
+    ]
     assert found.general.flat_indices() == expected["general"]
     for code, heads in found.kept.items():
         assert set(heads) == set(found.specific[code]) | (set(heads) & set(found.general))

@@ -30,7 +30,9 @@ def test_a_hook_that_does_not_fire_is_found(model, monkeypatch):
     points[1] = points[0]  # layer 1 is never hooked, layer 0 twice
     monkeypatch.setattr(selftest, "head_points", lambda model: points)
     monkeypatch.setattr("lahis_tl.masks.head_points", lambda model: points)
-    with pytest.raises(lt.ModelError, match=r"zero mask on L1H2 is not the head's removal.*differ by"):
+    with pytest.raises(
+        lt.ModelError, match=r"zero mask on L1H2 is not the head's removal.*differ by"
+    ):
         check_mask_acts(model)
 
 
@@ -44,7 +46,9 @@ def test_a_hook_that_fires_twice_is_found(model, monkeypatch):
 def test_a_mask_that_acts_on_the_wrong_head_is_found(model, monkeypatch):
     real = selftest.HeadMask.scaling
     monkeypatch.setattr(
-        selftest.HeadMask, "scaling", lambda heads, factor, grid: real([(h[0], (h[1] + 1) % 4) for h in heads], factor, grid)
+        selftest.HeadMask,
+        "scaling",
+        lambda heads, factor, grid: real([(h[0], (h[1] + 1) % 4) for h in heads], factor, grid),
     )
     with pytest.raises(lt.ModelError, match="is not the head's removal"):
         check_mask_acts(model)
@@ -52,7 +56,9 @@ def test_a_mask_that_acts_on_the_wrong_head_is_found(model, monkeypatch):
 
 def test_a_wrong_gradient_is_found(model, monkeypatch):
     real = torch.autograd.grad
-    monkeypatch.setattr(torch.autograd, "grad", lambda *a, **k: tuple(1.2 * g for g in real(*a, **k)))
+    monkeypatch.setattr(
+        torch.autograd, "grad", lambda *a, **k: tuple(1.2 * g for g in real(*a, **k))
+    )
     with pytest.raises(lt.ModelError, match=r"gradient has norm [\d.]+, but by finite differences"):
         check_mask_acts(model)
 

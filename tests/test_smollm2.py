@@ -22,9 +22,13 @@ def model():
 
 def test_it_is_smollm2_and_speaks(model):
     assert lt.grid_of(model).shape == (30, 9)
-    loss = lt.head_gradients(model, lt.load_corpus("bundled", ["en", "hi"], n=2), max_tokens=64, progress=False).losses
+    loss = lt.head_gradients(
+        model, lt.load_corpus("bundled", ["en", "hi"], n=2), max_tokens=64, progress=False
+    ).losses
     assert 2 < float(loss["en"].mean()) < 4.5  # nats per token
-    text = model.generate("The capital of France is", max_new_tokens=4, do_sample=False, verbose=False)
+    text = model.generate(
+        "The capital of France is", max_new_tokens=4, do_sample=False, verbose=False
+    )
     assert "Paris" in text
 
 
@@ -50,7 +54,19 @@ def test_first_order_scores_follow_exact_ablation(model):
 
 def test_the_demo_command(tmp_path):
     result = CliRunner().invoke(
-        cli.app, ["demo", "-l", "en,fr,zh", "--texts", "3", "--max-tokens", "32", "--out", str(tmp_path), "--quiet"]
+        cli.app,
+        [
+            "demo",
+            "-l",
+            "en,fr,zh",
+            "--texts",
+            "3",
+            "--max-tokens",
+            "32",
+            "--out",
+            str(tmp_path),
+            "--quiet",
+        ],
     )
     assert result.exit_code == 0, result.output
     assert re.search(r"general\s", result.output)

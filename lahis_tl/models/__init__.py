@@ -11,7 +11,7 @@ import torch
 from packaging.version import Version
 from torch import Tensor, nn
 
-from lahis_tl.access import ModelRecord, full_logits, grid_of, remember
+from lahis_tl.access import LensModel, ModelRecord, full_logits, grid_of, remember
 from lahis_tl.errors import ModelError
 from lahis_tl.models.bridge import build_bridge, why_not_bridge
 from lahis_tl.models.hooked import architecture_of, build_hooked, why_not_hooked
@@ -21,7 +21,12 @@ from lahis_tl.selftest import check_logits, check_mask_acts, probe_ids
 logger = logging.getLogger(__name__)
 
 _BACKENDS = ("auto", "hooked", "bridge")
-_DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_DTYPES = {
+    "float32": torch.float32,
+    "float64": torch.float64,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
 
 
 def load_model(
@@ -67,7 +72,11 @@ def load_model(
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     _warn_of_slow_arithmetic(torch_dtype, place)
     source = open_source(
-        name, dtype=torch_dtype, device=place, revision=revision, trust_remote_code=trust_remote_code
+        name,
+        dtype=torch_dtype,
+        device=place,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
     )
     source.hf.requires_grad_(False)
     chosen = _choose_backend(source.hf.config, backend)
@@ -154,7 +163,7 @@ def _give_tokenizer(model: Any, tokenizer: Any) -> None:
     model.cfg.default_prepend_bos = prepends
 
 
-def _card(model: nn.Module, source: Source) -> dict[str, Any]:
+def _card(model: LensModel, source: Source) -> dict[str, Any]:
     grid, config = grid_of(model), source.hf.config
     return {
         "name": source.name,

@@ -17,12 +17,27 @@ import einops
 import torch
 from torch import Tensor, nn
 
+from lahis_tl.access import LensModel
 from lahis_tl.errors import ModelError
 
 # Architectures whose configuration transformer-lens reads from config.json.
 _READ_BY_TRANSFORMER_LENS = frozenset(
     f"{name}ForCausalLM"
-    for name in "GPTNeo OPT GPTJ GPTNeoX Mistral Mixtral Bloom Llama Qwen2 Qwen3 Phi Phi3 Apertus".split()
+    for name in [
+        "GPTNeo",
+        "OPT",
+        "GPTJ",
+        "GPTNeoX",
+        "Mistral",
+        "Mixtral",
+        "Bloom",
+        "Llama",
+        "Qwen2",
+        "Qwen3",
+        "Phi",
+        "Phi3",
+        "Apertus",
+    ]
 ) | {"GPT2LMHeadModel"}
 _CONVERTS_BIASES = frozenset({"GPTNeoXForCausalLM", "ApertusForCausalLM"})
 # transformer-lens picks converters by these words in a path, whatever the folder holds.
@@ -42,7 +57,10 @@ def why_not_hooked(config: Any) -> str | None:
             return f"its converter drops the biases of {option}=True"
     if architecture == "CohereForCausalLM" and getattr(config, "use_qk_norm", False):
         return "it has no per-head normalisation of Cohere's queries and keys"
-    if architecture == "Olmo2ForCausalLM" and config.num_key_value_heads != config.num_attention_heads:
+    if (
+        architecture == "Olmo2ForCausalLM"
+        and config.num_key_value_heads != config.num_attention_heads
+    ):
         return "its OLMo 2 converter has no grouped-query heads"
     if architecture in ("LlamaForCausalLM", "Phi3ForCausalLM", "Qwen2ForCausalLM"):
         head_dim = getattr(config, "head_dim", None)
@@ -55,7 +73,9 @@ def why_not_hooked(config: Any) -> str | None:
 
 def _why_not_rope(config: Any, architecture: str) -> str | None:
     rope = getattr(config, "rope_parameters", None) or {}
-    known = {"default"} | ({"llama3"} if architecture in ("LlamaForCausalLM", "ApertusForCausalLM") else set())
+    known = {"default"} | (
+        {"llama3"} if architecture in ("LlamaForCausalLM", "ApertusForCausalLM") else set()
+    )
     layouts = rope.values() if any(isinstance(v, dict) for v in rope.values()) else [rope]
     for layout in layouts:
         kind = layout.get("rope_type", "default")
@@ -93,7 +113,7 @@ def build_hooked(hf: nn.Module) -> nn.Module:
     return model.to(cfg.device, print_details=False) if cfg.device else model
 
 
-def _assign(model: nn.Module, weights: dict[str, Tensor], cfg: Any) -> None:
+def _assign(model: LensModel, weights: dict[str, Tensor], cfg: Any) -> None:
     device, dtype = torch.device(cfg.device), cfg.dtype
     cast = {
         name: weight.detach().to(device, dtype if weight.is_floating_point() else weight.dtype)
@@ -292,7 +312,9 @@ def _convert_cohere(hf: Any, cfg: Any) -> dict[str, Tensor]:
                 theirs.weight, "(head d_head) d_model -> head d_model d_head", head=heads
             )
         weights[f"{at}.attn.W_O"] = einops.rearrange(
-            attention.o_proj.weight, "d_model (head d_head) -> head d_head d_model", head=cfg.n_heads
+            attention.o_proj.weight,
+            "d_model (head d_head) -> head d_head d_model",
+            head=cfg.n_heads,
         )
         weights[f"{at}.mlp.W_gate"] = mlp.gate_proj.weight.T
         weights[f"{at}.mlp.W_in"] = mlp.up_proj.weight.T

