@@ -248,15 +248,14 @@ def _agreement(gradients: dict[tuple[str, str, int], Tensor]) -> pd.DataFrame:
             continue
         for method in ("lahis", "taylor"):
             reduce = lt.scores.score_method(method).reduce
-            rho = spearmanr(reduce(low[: len(high)]).flatten(), reduce(high[: len(low)]).flatten())[
-                0
-            ]
+            result: Any = spearmanr(reduce(low).flatten(), reduce(high[: len(low)]).flatten())
+            rho = float(result.statistic)
             rows.append(
                 {
                     "way": name,
                     "tokens": length,
                     "score": method,
-                    f"rank_correlation_{dtype}": round(float(rho), 4),
+                    f"rank_correlation_{dtype}": round(rho, 4),
                 }
             )
     return pd.DataFrame(rows)

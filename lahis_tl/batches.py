@@ -83,7 +83,7 @@ def make_batches(token_ids: TokenIds, batch_tokens: int) -> list[Batch]:
     batches: list[Batch] = []
     start = 0
     while start < len(keys):
-        longest = len(token_ids[keys[start].language][keys[start].index])
+        longest = len(token_ids[keys[start].language][keys[start].row])
         group = keys[start : start + max(1, batch_tokens // longest)]
         batches.append(_pad(group, token_ids))
         start += len(group)
