@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export HF_HUB_OFFLINE := 1
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
-.PHONY: demo test slow lint types doctest notebooks check check-4 benchmark clean
+.PHONY: demo test slow lint types doctest check check-4 benchmark clean
 
 $(VENV)/installed: pyproject.toml constraints/tl-$(TL).txt
 	$(PYTHON) -m venv $(VENV)
@@ -20,7 +20,7 @@ demo: $(VENV)/installed  ## SmolLM2 on ten languages: heads and a page of heat m
 test: $(VENV)/installed  ## the test suite, without the slow tests
 	$(BIN)/python -m pytest -n auto
 
-slow: $(VENV)/installed  ## tests on the real model
+slow: $(VENV)/installed  ## tests on the real model, and the notebooks
 	$(BIN)/python -m pytest -m slow tests
 
 doctest: $(VENV)/installed
@@ -34,7 +34,7 @@ types: $(VENV)/installed
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 check-4:  ## the suite on the newest transformer-lens 4
-	$(MAKE) test VENV=$(VENV)-4 TL=4
+	$(MAKE) test slow VENV=$(VENV)-4 TL=4
 
 check: lint types doctest test slow check-4  ## all of it
 

@@ -35,6 +35,7 @@ import lahis_tl as lt
 import lahis_tl.access
 from lahis_tl.batches import Batch, make_batches
 from lahis_tl.gradients import batch_gradients
+from lahis_tl.models import has_bfloat16_arithmetic
 from lahis_tl.models.sources import smollm2_folder
 
 LENGTHS = {32: 32, 64: 16, 128: 8, 512: 4}  # tokens a text → texts
@@ -169,7 +170,7 @@ def run(
     for dtype in dtypes:
         models = _load_all(dtype, backends)
         sizes = lengths or LENGTHS
-        if dtype == "bfloat16" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        if dtype == "bfloat16" and not has_bfloat16_arithmetic():
             sizes = dict([min(sizes.items())])
             sizes = {length: min(4, count) for length, count in sizes.items()}
         for length, count in sizes.items():

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lahis_tl import plots
     from lahis_tl.ablation import mean_head_outputs
-    from lahis_tl.access import card_of, grid_of, tokenizer_of
+    from lahis_tl.access import grid_of, tokenizer_of
     from lahis_tl.artifacts import load
     from lahis_tl.authors import lahis_code
+    from lahis_tl.cards import card_of
     from lahis_tl.corpora import Corpus, load_corpus
     from lahis_tl.errors import ArtifactError, CorpusError, LahisError, ModelError
     from lahis_tl.gradients import HeadGradients, head_gradients
@@ -27,9 +28,10 @@ __version__ = version("lahis-tl")
 
 _HOME = {
     "ablation": ["mean_head_outputs"],
-    "access": ["card_of", "grid_of", "tokenizer_of"],
+    "access": ["grid_of", "tokenizer_of"],
     "artifacts": ["load"],
     "authors": ["lahis_code"],
+    "cards": ["card_of"],
     "corpora": ["Corpus", "load_corpus"],
     "errors": ["ArtifactError", "CorpusError", "LahisError", "ModelError"],
     "gradients": ["HeadGradients", "head_gradients"],

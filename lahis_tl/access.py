@@ -4,13 +4,14 @@ A HookedTransformer and a TransformerBridge differ in how they tokenise, report 
 build their logits. The functions here hide that; they never import TransformerLens.
 """
 
-import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 from weakref import WeakKeyDictionary
 
 import torch
+from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -31,11 +32,15 @@ class ModelRecord:
 
 _records: "WeakKeyDictionary[nn.Module, ModelRecord]" = WeakKeyDictionary()
 _points: "WeakKeyDictionary[nn.Module, list[nn.Module]]" = WeakKeyDictionary()
-_unembeddings: "WeakKeyDictionary[nn.Module, Unembedding | None]" = WeakKeyDictionary()
+_has_plain_unembedding: "WeakKeyDictionary[nn.Module, bool]" = WeakKeyDictionary()
 
 
 def remember(model: LensModel, record: ModelRecord) -> None:
     _records[model] = record
+
+
+def record_of(model: LensModel) -> ModelRecord | None:
+    return _records.get(model)
 
 
 def is_bridge(model: LensModel) -> bool:
@@ -116,43 +121,35 @@ def dtype_of(model: LensModel) -> torch.dtype:
     return next(p.dtype for p in model.parameters() if p.is_floating_point())
 
 
-def card_of(model: LensModel) -> dict[str, Any]:
-    """The birth certificate of a model, as it is written on every result."""
-    record = _records.get(model)
-    if record and record.card:
-        return dict(record.card)
-    grid = grid_of(model)
-    return {
-        "name": model_name(model),
-        "class": type(model).__name__,
-        "n_layers": grid.n_layers,
-        "n_heads": grid.n_heads,
-        "dtype": str(dtype_of(model)).removeprefix("torch."),
-        "weight_processing": _weight_processing(model),
-        "loaded_by": "user",
-    }
+@contextmanager
+def frozen(model: LensModel) -> Iterator[None]:
+    """No parameter asks for a gradient inside the block; a user's own model is put back after it."""
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    for parameter in trainable:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trainable:
+            parameter.requires_grad_(True)
 
 
-def _weight_processing(model: LensModel) -> str:
-    """What TransformerLens did to the weights, as far as it shows; warns where it matters for heads."""
-    done = []
-    if is_bridge(model):
-        if getattr(model, "compatibility_mode", False):
-            done.append("compatibility mode")
-    else:
-        if getattr(model.cfg, "normalization_type", None) in ("LNPre", "RMSPre"):
-            done.append("layer norm folded")
-        blocks = [block.attn for block in model.blocks]
-        if any(a.b_O.any() for a in blocks) and not any(a.b_V.any() for a in blocks):
-            done.append("value biases folded")
-    if done:
-        warnings.warn(
-            f"the weights of {model_name(model)} were processed ({', '.join(done)}): where the model has "
-            "value biases they now sit in b_O, so a zeroed head keeps its bias. Prefer lahis_tl.load_model, "
-            "or HookedTransformer.from_pretrained_no_processing",
-            stacklevel=4,
-        )
-    return ", ".join(done) or "none seen"
+def output_projection(model: LensModel, layer: int) -> Float[Tensor, "d_model head d_head"]:
+    """The weights by which a layer's heads write to the residual stream; a view of the model's own.
+
+    Raises:
+        ModelError: the layer has no such matrix.
+    """
+    n_heads = grid_of(model).n_heads
+    attention = model.blocks[layer].attn
+    if not is_bridge(model):
+        return rearrange(attention.W_O, "head d_head d_model -> d_model head d_head")
+    module = getattr(getattr(attention, "o", None), "original_component", None)
+    if not isinstance(getattr(module, "weight", None), Tensor):
+        raise ModelError(f"{model_name(model)}: layer {layer} has no output projection of its own")
+    transposed = type(module).__name__ == "Conv1D"  # GPT-2 stores [in, out]
+    weight = module.weight.T if transposed else module.weight
+    return weight.unflatten(1, (n_heads, -1))
 
 
 def final_hidden(
@@ -199,14 +196,14 @@ def unembedding_of(model: LensModel) -> Unembedding | None:
     """The model's unembedding, or None where it is not a linear map with known scaling.
 
     Checked once against the model's own logits, so that an architecture with another kind of
-    output (extra projections, several heads) is computed by its own forward pass instead.
+    output (extra projections, several heads) is computed by its own forward pass instead. Only that
+    verdict is kept: the weights are read at each call, since they may be moved or edited.
     """
-    if model not in _unembeddings:
-        candidate = _read_unembedding(model)
-        if candidate is not None and not _reproduces_logits(model, candidate):
-            candidate = None
-        _unembeddings[model] = candidate
-    return _unembeddings[model]
+    candidate = _read_unembedding(model)
+    if model not in _has_plain_unembedding:
+        verdict = candidate is not None and _reproduces_logits(model, candidate)
+        _has_plain_unembedding[model] = verdict
+    return candidate if _has_plain_unembedding[model] else None
 
 
 def _read_unembedding(model: LensModel) -> Unembedding | None:

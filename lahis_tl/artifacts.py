@@ -10,6 +10,7 @@ import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from datetime import datetime, timezone
+from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -17,11 +18,18 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from lahis_tl.access import LensModel, card_of
+from lahis_tl.access import LensModel
+from lahis_tl.cards import card_of
 from lahis_tl.errors import ArtifactError
 
 _FORMAT = 1
-_KEY = "lahis_tl"
+_KEY, _SEAL = "lahis_tl", "sha256"
+# Where the class of each kind is registered; imported when a file of that kind is read.
+_HOMES = {
+    "head_gradients": "lahis_tl.gradients",
+    "head_scores": "lahis_tl.scores",
+    "language_heads": "lahis_tl.selection",
+}
 Card = dict[str, Any]
 _kinds: dict[str, "type[Artifact]"] = {}
 A = TypeVar("A", bound="Artifact")
@@ -54,7 +62,7 @@ class Artifact(ABC):
         Raises:
             OSError: no space, no permission; whatever was there before is untouched.
         """
-        path = Path(path).with_suffix(".safetensors")
+        path = _with_suffix(path)
         card = {
             **self.card,
             "kind": self.kind,
@@ -62,9 +70,8 @@ class Artifact(ABC):
             "saved": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "content": self._content(),
         }
-        write_tensors(path, self._tensors(), card)
-        pretty = json.dumps(card, indent=2, ensure_ascii=False)
-        write_atomically(path.with_suffix(".json"), pretty.encode())
+        pretty = json.dumps(card, indent=2, ensure_ascii=False).encode("utf-8", "backslashreplace")
+        write_together({path: _sealed(self._tensors(), card), path.with_suffix(".json"): pretty})
         return path
 
     @classmethod
@@ -91,14 +98,15 @@ def load(path: str | Path, model: LensModel | None = None) -> Any:
         ArtifactError: the file is damaged, foreign, or about another model than ``model``.
         FileNotFoundError: there is none.
     """
-    tensors, card = read_tensors(Path(path).with_suffix(".safetensors"))
+    tensors, card = read_tensors(_with_suffix(path))
     kind = card.get("kind")
-    if kind not in _kinds or card.get("format") != _FORMAT:
+    if kind not in _HOMES or card.get("format") != _FORMAT:
         raise ArtifactError(
             f"{path} holds {kind!r} in format {card.get('format')}, which this version does not know"
         )
     if model is not None:
         check_model(path, card, model)
+    import_module(_HOMES[kind])  # registers the class
     try:
         return _kinds[kind]._from_tensors(tensors, card)
     except (KeyError, TypeError, ValueError) as error:
@@ -106,20 +114,25 @@ def load(path: str | Path, model: LensModel | None = None) -> Any:
 
 
 def check_model(path: str | Path, card: Card, model: LensModel) -> None:
-    """ArtifactError unless the card is about ``model`` (name, revision and grid)."""
+    """ArtifactError unless the card is about ``model``: the same grid of heads and the same weights."""
     theirs, ours = card.get("model", {}), card_of(model)
-    for key in ("name", "revision", "n_layers", "n_heads"):
-        if key in theirs and key in ours and theirs[key] != ours[key]:
+    for key in ("n_layers", "n_heads", "weights_sha256"):
+        if theirs.get(key) and ours.get(key) and theirs[key] != ours[key]:
             raise ArtifactError(
-                f"{path} is about another model: its {key} is {theirs[key]!r}, this model's {ours[key]!r}"
+                f"{path} is about another model: its {key} is {theirs[key]!r}, "
+                f"this model's {ours[key]!r} ({theirs.get('name')} and {ours['name']})"
             )
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], card: Card) -> None:
-    """One safetensors file, with the card and a checksum of the tensors in its header."""
+    """One safetensors file, with the card and a checksum of card and tensors in its header."""
+    write_together({path: _sealed(tensors, card)})
+
+
+def _sealed(tensors: Mapping[str, Tensor], card: Card) -> bytes:
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    sealed = json.dumps({**card, "tensors_sha256": _checksum(plain)}, ensure_ascii=True)
-    write_atomically(path, to_bytes(plain, metadata={_KEY: sealed}))
+    text = json.dumps(card, sort_keys=True)
+    return to_bytes(plain, metadata={_KEY: text, _SEAL: _checksum(plain, text)})
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], Card]:
@@ -137,22 +150,31 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], Card]:
             if _KEY not in metadata:
                 raise ArtifactError(f"{path} was not written by lahis-tl: its header has no card")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            card = json.loads(metadata[_KEY])
+            text = metadata[_KEY]
+            card = json.loads(text)
     except (SafetensorError, ValueError, OSError) as error:
         if isinstance(error, ArtifactError):
             raise
         raise ArtifactError(f"{path} is damaged or no safetensors file: {error}") from error
-    if not isinstance(card, dict) or card.pop("tensors_sha256", None) != _checksum(tensors):
-        raise ArtifactError(f"{path} is damaged: its tensors do not match their checksum")
+    if metadata.get(_SEAL) != _checksum(tensors, text):
+        raise ArtifactError(f"{path} is damaged: its content does not match its checksum")
     return tensors, card
 
 
-def _checksum(tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256()
+def _checksum(tensors: Mapping[str, Tensor], card: str) -> str:
+    digest = hashlib.sha256(card.encode())
     for name in sorted(tensors):
         digest.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}".encode())
         digest.update(tensors[name].numpy().tobytes())
     return digest.hexdigest()
+
+
+def _with_suffix(path: str | Path) -> Path:
+    """``scores`` and ``scores.json`` mean ``scores.safetensors``; a dot elsewhere is part of the name."""
+    path = Path(path)
+    if path.suffix == ".json":
+        return path.with_suffix(".safetensors")
+    return path if path.suffix == ".safetensors" else path.with_name(path.name + ".safetensors")
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -161,15 +183,31 @@ def write_atomically(path: Path, content: bytes) -> None:
     Raises:
         OSError: it could not be written; nothing is left behind.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    write_together({path: content})
+
+
+def write_together(contents: Mapping[Path, bytes]) -> None:
+    """Write files so that none is replaced before all are safely on the disk."""
+    scratch: dict[Path, Path] = {}
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(scratch, 0o644)
-        os.replace(scratch, path)
+        for path, content in contents.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+            scratch[path] = Path(name)
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(name, 0o666 & ~_umask())
+        for path, name in scratch.items():
+            os.replace(name, path)
     except BaseException:
-        Path(scratch).unlink(missing_ok=True)
+        for name in scratch.values():
+            name.unlink(missing_ok=True)
         raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)  # there is no way to read it without setting it
+    os.umask(mask)
+    return mask

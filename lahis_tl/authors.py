@@ -12,8 +12,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from lahis_tl.access import LensModel, card_of, device_of, grid_of
+from lahis_tl.access import LensModel, device_of, frozen, grid_of
 from lahis_tl.batches import TokenIds, tokenize
+from lahis_tl.cards import card_of
 from lahis_tl.corpora import Corpus
 from lahis_tl.gradients import head_gradients
 from lahis_tl.losses import text_nll
@@ -35,7 +36,7 @@ def lahis_code(
 ) -> HeadScores:
     """The importance matrix of the authors' code, language by language.
 
-    mean(\\|g\\|·m·1000) times the share of texts with g·m < 0. With ``moving_mask`` as they do it: one
+    The mean of |g|·m·1000 times the share of texts with g·m < 0. With ``moving_mask`` as they do it: one
     text at a time, m in bfloat16 from 1 on, an AdamW step (1e-2, weight decay 0.01) after every text,
     so that later texts are scored on a changed model, and the sum kept in bfloat16. Without it: the
     same formula in float32 with m fixed at 1, batched.
@@ -77,10 +78,8 @@ def _moving_mask_matrix(
     total = torch.zeros_like(mask, requires_grad=False)
     negative = torch.zeros(mask.shape, device=mask.device)
     for ids in tqdm(texts, desc=language, unit="text", disable=not progress):
-        optimizer.zero_grad()
-        with torch.enable_grad(), masked(model, mask):
-            text_nll(model, *_one(model, ids)).sum().backward()
-        assert mask.grad is not None
+        with frozen(model), torch.enable_grad(), masked(model, mask):
+            (mask.grad,) = torch.autograd.grad(text_nll(model, *_one(model, ids)).sum(), mask)
         with torch.no_grad():
             total += mask.grad.abs() * mask * _SCALE
             negative += mask.grad * mask < 0

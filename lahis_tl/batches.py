@@ -50,8 +50,11 @@ def tokenize(
         found = {language: _encode(tokenizer, texts) for language, texts in corpus.texts.items()}
     else:
         found = {language: [list(ids) for ids in texts] for language, texts in corpus.items()}
-    if not any(found.values()):
-        raise CorpusError("there is no text to tokenise")
+    empty = [language for language, texts in found.items() if not texts]
+    if empty or not found:
+        raise CorpusError(
+            f"there is no text to tokenise in {', '.join(map(repr, empty)) or 'the corpus'}"
+        )
     for language, texts in found.items():
         for index, ids in enumerate(texts):
             if len(ids[:cut]) < 2:

@@ -1,5 +1,6 @@
 """The command line: ``lahis-tl demo | score | heads | plot``."""
 
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -51,16 +52,21 @@ _PLOTS = ("heatmap", "difference", "counts", "layers", "overlap")
 _REGISTRIES: dict[str, Callable[[], list[str]]] = {"SCORES": _score_names, "RULES": _rule_names}
 
 
-def _one_of(names: Callable[[], list[str]]) -> Callable[[str], str]:
-    def check(value: str) -> str:
-        if value not in names():
+def _one_of(names: Callable[[], list[str]]) -> Callable[[str | None], str | None]:
+    def check(value: str | None) -> str | None:
+        if value is not None and value not in names():
             raise typer.BadParameter(f"{value!r} is not one of {', '.join(names())}")
         return value
 
     return check
 
 
-Method = Annotated[str, typer.Option(callback=_one_of(_score_names), help="The score: SCORES.")]
+Method = Annotated[
+    str | None,
+    typer.Option(
+        callback=_one_of(_score_names), help="The score: SCORES. Default lahis.", show_default=False
+    ),
+]
 Languages = Annotated[
     str | None,
     typer.Option(
@@ -119,8 +125,18 @@ def score(
     n: Annotated[
         int | None, typer.Option("-n", help="Texts a language, drawn by the seed.")
     ] = None,
-    method: Method = "lahis",
+    method: Method = None,
     text_column: Annotated[str, typer.Option(help="Column that holds the text.")] = "text",
+    language_column: Annotated[
+        str | None, typer.Option(help="Column that names the language.", show_default="language")
+    ] = None,
+    id_column: Annotated[
+        str | None, typer.Option(help="Rows of one id are translations of one another.")
+    ] = None,
+    config: Annotated[
+        str | None, typer.Option(help="Hub configuration, with {language} for the code.")
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="Split of the hub data set.")] = None,
     seed: Annotated[int, typer.Option(help="Of the drawing of texts.")] = 0,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or float64.")] = "float32",
     device: Annotated[
@@ -154,7 +170,17 @@ def score(
     from lahis_tl.models import load_model
     from lahis_tl.scores import score as reduce
 
-    texts = load_corpus(corpus, _split(languages), n, seed=seed, text_column=text_column)
+    texts = load_corpus(
+        corpus,
+        _split(languages),
+        n,
+        seed=seed,
+        split=split,
+        text_column=text_column,
+        language_column=language_column,
+        id_column=id_column,
+        config=config,
+    )
     typer.echo(f"{texts!r}")
     loaded = load_model(
         model,
@@ -172,8 +198,9 @@ def score(
         checkpoint=out / "parts",
         progress=not quiet,
     )
-    scores = reduce(gradients, method)
+    scores = reduce(gradients, method or "lahis")
     typer.echo(f"Gradients: {gradients.save(out / 'gradients')}")
+    shutil.rmtree(out / "parts")  # whole in the file now
     typer.echo(f"Scores:    {scores.save(out / 'scores')}")
     for language in scores.languages:
         typer.echo(
@@ -187,7 +214,7 @@ def heads(
     rule: Annotated[
         str, typer.Option(callback=_one_of(_rule_names), help="How to choose: RULES.")
     ] = "authors",
-    method: Method = "lahis",
+    method: Method = None,
     quantile: Annotated[
         float | None, typer.Option(help="authors: heads above this quantile. 0.96")
     ] = None,
@@ -237,7 +264,7 @@ def plot(
         str | None, typer.Option("--language", "-l", help="heatmap, difference: this one.")
     ] = None,
     minus: Annotated[str | None, typer.Option(help="difference: minus this one.")] = None,
-    method: Method = "lahis",
+    method: Method = None,
     out: Annotated[
         Path | None,
         typer.Option("--out", "-o", help="html, png, svg or pdf; KIND.html beside the result."),
@@ -253,6 +280,10 @@ def plot(
 
     found = _scores_of(result, method, or_heads=True)
     if kind in ("counts", "layers", "overlap"):
+        if language or minus:
+            raise typer.BadParameter(
+                f"{kind} is of all languages; leave out --language and --minus"
+            )
         chosen = found if isinstance(found, LanguageHeads) else language_heads(found)
         draw = {
             "counts": plots.language_counts,
@@ -275,7 +306,7 @@ def _split(languages: str | None) -> list[str] | None:
     return None if languages is None else [code.strip() for code in languages.split(",")]
 
 
-def _scores_of(path: Path, method: str, or_heads: bool = False) -> Any:
+def _scores_of(path: Path, method: str | None, or_heads: bool = False) -> Any:
     from lahis_tl.artifacts import load
     from lahis_tl.gradients import HeadGradients
     from lahis_tl.scores import HeadScores
@@ -284,7 +315,11 @@ def _scores_of(path: Path, method: str, or_heads: bool = False) -> Any:
 
     found = load(path)
     if isinstance(found, HeadGradients):
-        return reduce(found, method)
+        return reduce(found, method or "lahis")
+    if method not in (None, getattr(found, "method", None)):
+        raise typer.BadParameter(
+            f"{path} holds {found.method} already; --method {method} needs the gradients file"
+        )
     if isinstance(found, HeadScores) or (or_heads and isinstance(found, LanguageHeads)):
         return found
     raise typer.BadParameter(f"{path} holds {found.kind}; scores or gradients are needed")
@@ -346,9 +381,6 @@ def main() -> None:
     """Exit status 0 if all went well, 1 for bad input or a failed run, 2 for wrong usage, 130 for Ctrl-C."""
     try:
         app()
-    except KeyboardInterrupt:
-        typer.echo("interrupted; give the same command again to go on", err=True)
-        sys.exit(130)
     except Exception as error:
         from lahis_tl.errors import LahisError
 

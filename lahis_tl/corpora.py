@@ -3,25 +3,27 @@
 import hashlib
 import json
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import langcodes
 import pandas as pd
 
 from lahis_tl.errors import CorpusError
+from lahis_tl.hub import from_hub
+from lahis_tl.languages import check_language
+from lahis_tl.tables import (
+    READERS,
+    from_file,
+    from_folder,
+    from_mapping,
+    normalise,
+    of_one_language,
+)
 
 BUNDLED = "bundled"
-_AS_WRITTEN: Any = False  # texts of digits stay texts
-_READERS: dict[str, Callable[..., Any]] = {
-    ".csv": lambda path: pd.read_csv(path, keep_default_na=False, dtype=str),
-    ".json": lambda path: pd.read_json(path, dtype=_AS_WRITTEN),
-    ".jsonl": lambda path: pd.read_json(path, lines=True, dtype=_AS_WRITTEN),
-    ".parquet": pd.read_parquet,
-}
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class Corpus:
         ids: what the texts are about, one id a row, if the corpus is parallel: the i-th texts of all
             languages then say the same. None if not.
         source: where it came from.
+        history: what was done since: bounds, samples and splits with their seeds.
         dropped: language → number of near-empty or repeated texts left out.
     """
 
@@ -46,6 +49,7 @@ class Corpus:
     ids: tuple[str, ...] | None = None
     source: str = "memory"
     dropped: Mapping[str, int] = field(default_factory=dict)
+    history: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.texts:
@@ -95,6 +99,7 @@ class Corpus:
             "texts": {language: len(texts) for language, texts in self.texts.items()},
             "parallel": self.parallel,
             "dropped": dict(self.dropped),
+            "history": list(self.history),
         }
 
     def select(self, languages: Iterable[str]) -> "Corpus":
@@ -109,7 +114,7 @@ class Corpus:
         """
         if not 0 < n <= self._smallest():
             raise CorpusError(f"{n} texts a language were asked for, but there are {self!r}")
-        return self._take(self._orders(seed), slice(n))
+        return self._take(self._orders(seed), slice(n), f"sample(n={n}, seed={seed})")
 
     def split(self, n: int | float, seed: int = 0) -> tuple["Corpus", "Corpus"]:
         """Two corpora without a common text: ``n`` texts a language (or that share), and the rest.
@@ -126,7 +131,9 @@ class Corpus:
                 f"cannot split off {count} texts a language and leave some: there are {self!r}"
             )
         orders = self._orders(seed)
-        return self._take(orders, slice(count)), self._take(orders, slice(count, None))
+        done = f"split(n={count}, seed={seed})"
+        first = self._take(orders, slice(count), f"{done}[0]")
+        return first, self._take(orders, slice(count, None), f"{done}[1]")
 
     def _orders(self, seed: int) -> dict[str, list[int]]:
         """A shuffled order of rows: one for a parallel corpus; else one a language, whatever the others."""
@@ -136,14 +143,14 @@ class Corpus:
             orders[language] = random.Random(key).sample(range(len(texts)), len(texts))
         return orders
 
-    def _take(self, orders: Mapping[str, list[int]], part: slice) -> "Corpus":
+    def _take(self, orders: Mapping[str, list[int]], part: slice, done: str) -> "Corpus":
         rows = {language: sorted(order[part]) for language, order in orders.items()}
         shared = next(iter(rows.values()))
         texts = {
             language: tuple(self.texts[language][i] for i in rows[language]) for language in rows
         }
         ids = None if self.ids is None else tuple(self.ids[i] for i in shared)
-        return replace(self, texts=texts, ids=ids)
+        return replace(self, texts=texts, ids=ids, history=(*self.history, done))
 
     def _smallest(self) -> int:
         return min(len(texts) for texts in self.texts.values())
@@ -159,26 +166,6 @@ class Corpus:
         )
 
 
-def check_language(code: str) -> str:
-    """The code in its standard spelling (BCP 47): ``en``, ``pt-BR``, ``zh-Hant``.
-
-    >>> check_language("pt_br")
-    'pt-BR'
-
-    Raises:
-        CorpusError: there is no such language.
-    """
-    try:
-        known = langcodes.tag_is_valid(code)
-    except (ValueError, AttributeError):
-        known = False
-    if not known:
-        raise CorpusError(
-            f"unknown language code {code!r}; use BCP 47 codes such as en, fr, zh, hi, pt-BR"
-        )
-    return langcodes.standardize_tag(code)
-
-
 def load_corpus(
     source: str | Path | Mapping[str, Sequence[str]] = BUNDLED,
     languages: Sequence[str] | None = None,
@@ -187,7 +174,7 @@ def load_corpus(
     seed: int = 0,
     split: str | None = None,
     text_column: str = "text",
-    language_column: str = "language",
+    language_column: str | None = None,
     id_column: str | None = None,
     config: str | None = None,
     revision: str | None = None,
@@ -201,7 +188,8 @@ def load_corpus(
     Args:
         source: ``"bundled"`` (80 parallel paragraphs of ours in 10 languages); a mapping language →
             texts; a folder with one file a language (``fr.txt``, ``fr.jsonl``, ...); one table (json,
-            jsonl, csv, parquet) with a language and a text column, or with one column a language; or
+            jsonl, csv, parquet) with a language and a text column, or with one column a language (of
+            those named in ``languages``, else all with a two-letter code); or
             a hub data set. ``wikimedia/wikipedia`` and ``openlanguagedata/flores_plus`` are known;
             for others name the configuration by ``config="{language}"`` or a ``language_column``.
         languages: BCP 47 codes; all there are if None (needed for the hub).
@@ -220,19 +208,18 @@ def load_corpus(
     if wanted is not None and len(set(wanted)) < len(wanted):
         raise CorpusError(f"a language is named twice: {', '.join(wanted)}")
     if isinstance(source, Mapping):
-        table = _from_mapping(source)
+        table = from_mapping(source)
         name = "memory"
     elif source == BUNDLED:
-        table, name = _from_folder(Path(str(files("lahis_tl") / "data" / "parallel"))), BUNDLED
+        table, name = from_folder(Path(str(files("lahis_tl") / "data" / "parallel"))), BUNDLED
         id_column = "id"
     elif Path(source).exists():
         path = Path(source)
-        table = _from_folder(path) if path.is_dir() else _from_file(path)
-        name = path.name
+        table, name = from_folder(path) if path.is_dir() else from_file(path), path.name
+        if path.is_file() and "language" not in table and not language_column:
+            table = of_one_language(table, path, wanted, text_column)
     else:
-        from lahis_tl.hub import from_hub
-
-        if Path(source).suffix in {".txt", *_READERS}:
+        if Path(source).suffix in {".txt", *READERS}:
             raise CorpusError(f"there is no file {source}")
         table, id_column = from_hub(
             str(source),
@@ -246,89 +233,12 @@ def load_corpus(
             config,
             revision,
         )
-        name = str(source) + (f"@{revision}" if revision else "")
-    table = _normalise(table, name, text_column, language_column, id_column)
+        name, language_column = str(source) + (f"@{revision}" if revision else ""), None
+    table = normalise(table, name, wanted, text_column, language_column, id_column)
     wanted = wanted or list(dict.fromkeys(table["language"]))
     corpus = _clean(table, wanted, name, min_chars, parallel="id" in table)
+    corpus = replace(corpus, history=(f"min_chars={min_chars}",))
     return corpus if n is None else corpus.sample(n, seed)
-
-
-def _from_mapping(source: Mapping[str, Sequence[str]]) -> pd.DataFrame:
-    rows = [(language, text) for language, texts in source.items() for text in texts]
-    empty = [language for language, texts in source.items() if not len(texts)]
-    if empty or not rows:
-        raise CorpusError(
-            f"no texts were given for {', '.join(map(repr, empty)) or 'any language'}"
-        )
-    # As objects: pandas's own strings cannot hold a lone surrogate.
-    return pd.DataFrame(rows, columns=["language", "text"], dtype=object)
-
-
-def _from_folder(folder: Path) -> pd.DataFrame:
-    tables = []
-    for path in sorted(folder.iterdir()):
-        if path.suffix in {".txt", *_READERS}:
-            table = _from_file(path)
-            table["language"] = path.stem
-            tables.append(table)
-    if not tables:
-        raise CorpusError(
-            f"the folder {folder} holds no file named after a language, such as en.txt or en.jsonl"
-        )
-    return pd.concat(tables, ignore_index=True)
-
-
-def _from_file(path: Path) -> pd.DataFrame:
-    try:
-        if path.suffix == ".txt":
-            lines = path.read_text(encoding="utf-8").split("\n")
-            return pd.DataFrame({"text": [line for line in lines if line.strip()]})
-        reader = _READERS.get(path.suffix)
-        if reader is None:
-            raise CorpusError(
-                f"cannot read {path.name}: the formats are txt, {', '.join(s[1:] for s in _READERS)}"
-            )
-        return reader(path)
-    except (ValueError, OSError, UnicodeDecodeError) as error:
-        if isinstance(error, CorpusError):
-            raise
-        raise CorpusError(f"cannot read {path}: {error}") from error
-
-
-def _normalise(
-    table: pd.DataFrame, name: str, text_column: str, language_column: str, id_column: str | None
-) -> pd.DataFrame:
-    """Columns language and text, and id where the corpus is parallel."""
-    if text_column not in table.columns:
-        codes = [
-            c
-            for c in table.columns
-            if isinstance(c, str) and langcodes.tag_is_valid(c) and c != "id"
-        ]
-        if not codes:
-            raise CorpusError(
-                f"{name} has no column {text_column!r} and no column named after a language; "
-                f"it has {', '.join(map(str, table.columns))}"
-            )
-        table = table.assign(id=table[id_column] if id_column else range(len(table)))
-        table = table.melt("id", codes, var_name="language", value_name="text")
-        return table.assign(
-            id=table["id"].astype(str), language=table["language"].map(check_language)
-        )
-    source_column = "language" if "language" in table.columns else language_column
-    if source_column not in table.columns:
-        raise CorpusError(
-            f"{name} does not say which language its texts are in: it has no column "
-            f"{language_column!r}; name it by language_column, or name the file after the language"
-        )
-    columns = {"language": table[source_column].map(check_language), "text": table[text_column]}
-    if id_column is not None:
-        if id_column not in table.columns:
-            raise CorpusError(
-                f"{name} has no column {id_column!r}; it has {', '.join(map(str, table.columns))}"
-            )
-        columns["id"] = table[id_column].astype(str)
-    return pd.DataFrame(columns)
 
 
 def _clean(

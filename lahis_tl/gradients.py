@@ -11,9 +11,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from lahis_tl.access import LensModel, card_of, device_of, grid_of
+from lahis_tl.access import LensModel, device_of, frozen, grid_of
 from lahis_tl.artifacts import Artifact, Card
 from lahis_tl.batches import Batch, TokenIds, make_batches, tokenize
+from lahis_tl.cards import card_of
 from lahis_tl.corpora import Corpus
 from lahis_tl.errors import ModelError
 from lahis_tl.heads import HeadGrid
@@ -112,8 +113,8 @@ def head_gradients(
     """The gradient of each text's loss with respect to every head's factor, one pass a batch.
 
     The mask is expanded to one row a text, so a single backward pass of the summed losses gives every
-    text its own gradient. Parameters stay frozen; nothing below the first layer's heads is
-    differentiated; the logits never exist whole.
+    text its own gradient. No parameter is differentiated, nor anything below the first layer's
+    heads; the logits never exist whole.
 
     >>> grads = head_gradients(model, load_corpus("bundled", ["en", "fr"]))      # doctest: +SKIP
     >>> grads["fr"].shape                                                        # doctest: +SKIP
@@ -174,7 +175,7 @@ def batch_gradients(
     """
     device, grid = device_of(model), grid_of(model)
     mask = torch.ones(len(batch.keys), *grid.shape, device=device, requires_grad=True)
-    with torch.enable_grad(), masked(model, mask):
+    with frozen(model), torch.enable_grad(), masked(model, mask):
         loss = text_nll(model, batch.ids.to(device), batch.attention_mask.to(device))
         _check_finite("loss", loss, batch)
         (gradient,) = torch.autograd.grad(loss.sum(), mask)

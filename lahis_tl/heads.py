@@ -126,10 +126,13 @@ class HeadSet(Sequence[Head]):
 
     Raises:
         IndexError: a head is outside the grid.
-        ValueError: a head occurs twice.
+        ValueError: a head occurs twice, or ``heads`` is a set of another grid.
     """
 
     def __init__(self, grid: HeadGrid, heads: Iterable[HeadLike]):
+        known = getattr(heads, "grid", grid)
+        if known != grid:
+            raise ValueError(f"these heads belong to a model of {known}, not of {grid}")
         self.grid = grid
         self._heads = tuple(grid.check(head) for head in heads)
         if len(set(self._heads)) < len(self._heads):

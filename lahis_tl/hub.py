@@ -3,28 +3,11 @@
 from dataclasses import dataclass
 from typing import Any
 
-import langcodes
 import pandas as pd
 
 from lahis_tl.errors import CorpusError
+from lahis_tl.languages import flores_code
 
-# FLORES+ names the individual language where BCP 47 has only the macrolanguage.
-_FLORES_CODES = {
-    "ar": "arb_Arab",
-    "az": "azj_Latn",
-    "et": "ekk_Latn",
-    "fa": "pes_Arab",
-    "lv": "lvs_Latn",
-    "mn": "khk_Cyrl",
-    "ms": "zsm_Latn",
-    "ne": "npi_Deva",
-    "no": "nob_Latn",
-    "sq": "als_Latn",
-    "sw": "swh_Latn",
-    "uz": "uzn_Latn",
-    "zh": "cmn_Hans",
-    "zh-Hant": "cmn_Hant",
-}
 _SHUFFLE_BUFFER = 10_000
 
 
@@ -43,17 +26,6 @@ KNOWN = {
 }
 
 
-def flores_code(language: str) -> str:
-    """
-    >>> flores_code("fr"), flores_code("zh"), flores_code("ru")
-    ('fra_Latn', 'cmn_Hans', 'rus_Cyrl')
-    """
-    if language in _FLORES_CODES:
-        return _FLORES_CODES[language]
-    full = langcodes.Language.get(language).maximize()
-    return f"{full.to_alpha3()}_{full.script}"
-
-
 def from_hub(
     name: str,
     languages: list[str] | None,
@@ -61,7 +33,7 @@ def from_hub(
     seed: int,
     split: str | None,
     text_column: str,
-    language_column: str,
+    language_column: str | None,
     id_column: str | None,
     config: str | None,
     revision: str | None,
@@ -83,7 +55,9 @@ def from_hub(
     for language in languages:
         rows = _open(name, language, split or "train", config, revision)
         if config is None or ("{language}" not in config and "{flores}" not in config):
-            rows = rows.filter(lambda row, code=language: row.get(language_column) == code)
+            rows = rows.filter(
+                lambda row, code=language: row.get(language_column or "language") == code
+            )
         if id_column is None and n is not None:
             rows = rows.shuffle(seed=seed, buffer_size=_SHUFFLE_BUFFER).take(n + n // 5 + 20)
         tables.append(_read(rows, name, language, text_column, id_column))

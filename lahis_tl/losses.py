@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from lahis_tl.access import LensModel, Unembedding, final_hidden, full_logits, unembedding_of
 
@@ -44,6 +45,7 @@ class _ChunkedNLL(torch.autograd.Function):
         return nll
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         (grad,) = ctx.saved_tensors
         return grad * grads[0][:, None].to(grad.dtype), None, None
@@ -64,7 +66,10 @@ def chunked_nll(
     targets: Int[Tensor, " row"],
     unembedding: Unembedding,
 ) -> Float[Tensor, " row"]:
-    """−log p(target) of each row in nats, float32 (float64 for float64 input)."""
+    """−log p(target) of each row in nats, float32 (float64 for float64 input).
+
+    Differentiable once, with respect to the hidden states alone.
+    """
     return _ChunkedNLL.apply(hidden, targets, unembedding)  # type: ignore[return-value]
 
 
@@ -80,7 +85,14 @@ def token_nll(
     ids: Int[Tensor, "batch pos"],
     attention_mask: Int[Tensor, "batch pos"],
 ) -> Float[Tensor, "batch pos_minus_1"]:
-    """NLL of each next token in nats, 0 where there is no real token to predict."""
+    """NLL of each next token in nats, 0 where there is no real token to predict.
+
+    float32, and computed without a full copy of the logits unless the unembedding itself is trained.
+
+    >>> ids = torch.tensor([[5, 6, 7]])
+    >>> token_nll(model, ids, torch.ones_like(ids)).shape      # doctest: +SKIP
+    torch.Size([1, 2])
+    """
     valid = predicted_positions(attention_mask)
     targets = ids[:, 1:][valid]
     if _padded_right(attention_mask):
@@ -88,7 +100,7 @@ def token_nll(
         # nothing to attend to give NaN in some models with attention windows.
         attention_mask = torch.ones_like(attention_mask)
     unembedding = unembedding_of(model)
-    if unembedding is None:
+    if unembedding is None or (torch.is_grad_enabled() and unembedding.weight.requires_grad):
         logits = full_logits(model, ids, attention_mask)[:, :-1][valid]
         wide = torch.promote_types(logits.dtype, torch.float32)
         rows = torch.cat(
@@ -113,7 +125,21 @@ def text_nll(
     ids: Int[Tensor, "batch pos"],
     attention_mask: Int[Tensor, "batch pos"],
 ) -> Float[Tensor, " batch"]:
-    """Mean next-token NLL of each text in nats per token."""
+    """Mean next-token NLL of each text in nats per token, float32.
+
+    >>> text_nll(model, ids, torch.ones_like(ids)).shape       # doctest: +SKIP
+    torch.Size([1])
+
+    Args:
+        ids: token ids, padded on either side.
+        attention_mask: 1 for real tokens, 0 for padding.
+
+    Raises:
+        ValueError: a text has fewer than two real tokens in a row, so that none is predicted.
+    """
     counts = predicted_positions(attention_mask).sum(1)
+    if (counts == 0).any():
+        row = int((counts == 0).nonzero()[0])
+        raise ValueError(f"text {row} of the batch has no token to predict; at least 2 are needed")
     nll = token_nll(model, ids, attention_mask)
     return nll.sum(1) / counts.to(nll.device)

@@ -4,6 +4,7 @@ A mask multiplies each head's output z before the output projection. Ones change
 ablate, factors above one enhance; gradients with respect to it score heads.
 """
 
+import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -35,7 +36,8 @@ class HeadMask:
             masked output is ``m·z + (1 − m)·fill``: mean ablation with the head's mean output.
 
     Raises:
-        ValueError: the factors have another number of dimensions, or ``fill`` another grid.
+        ValueError: the factors have another number of dimensions or are not finite, or ``fill`` is for
+            another grid.
     """
 
     factors: Float[Tensor, "..."]
@@ -45,6 +47,10 @@ class HeadMask:
         if self.factors.ndim not in (2, 3):
             raise ValueError(
                 f"a head mask has shape [layer, head] or [text, layer, head], not {tuple(self.factors.shape)}"
+            )
+        if not torch.isfinite(self.factors).all():
+            raise ValueError(
+                "the factors of a head mask must be finite numbers; some are NaN or infinity"
             )
         if self.fill is not None and self.fill.shape[:2] != self.factors.shape[-2:]:
             raise ValueError(
@@ -99,7 +105,7 @@ class HeadMask:
 def _scaled_ones(
     heads: HeadSet | Iterable[HeadLike], factor: float, grid: HeadGrid | None
 ) -> Float[Tensor, "layer head"]:
-    if not torch.isfinite(torch.tensor(float(factor))):
+    if not math.isfinite(factor):
         raise ValueError(f"the factor of a head must be a finite number, not {factor}")
     if grid is None:
         if not isinstance(heads, HeadSet):
@@ -140,7 +146,7 @@ class _ScaleHeads(torch.autograd.Function):
 def _apply(
     z: Float[Tensor, "batch pos head d_head"],
     factors: Float[Tensor, "*text head"],
-    fill: Float[Tensor, "head d_head"] | None,
+    fill: Float[Tensor, "head width"] | None,
 ) -> Float[Tensor, "batch pos head d_head"]:
     if factors.ndim == 2 and factors.shape[0] != z.shape[0]:
         raise ValueError(
@@ -149,8 +155,13 @@ def _apply(
     factors = factors.to(z.device)
     if fill is None:
         return _ScaleHeads.apply(z, factors)  # type: ignore[return-value]
-    fill = fill.to(z.device, z.dtype)
-    return fill + _ScaleHeads.apply(z - fill, factors)  # type: ignore[operator]
+    if fill.shape[-1] != z.shape[-1]:
+        raise ValueError(
+            f"fill has d_head {fill.shape[-1]} but the model's heads have {z.shape[-1]}"
+        )
+    # In this form a factor of exactly 1 leaves z exactly as it is, also in half precision.
+    replaced = (1 - factors).to(z.dtype)[..., None, :, None] * fill.to(z.device, z.dtype)
+    return _ScaleHeads.apply(z, factors) + replaced  # type: ignore[operator]
 
 
 @contextmanager

@@ -151,13 +151,13 @@ def authors_rule(
 
     Args:
         quantile: between 0 and 1; theirs is 0.96.
-        min_languages: theirs is 4; None for 4, or all where there are fewer.
+        min_languages: theirs is 4; None for 4, or all where there are two or three.
     """
     if not 0 < quantile < 1:
         raise ValueError(f"quantile={quantile} must lie between 0 and 1")
     n_languages = len(scores.languages)
-    needed = min(4, n_languages) if min_languages is None else min_languages
-    if not 1 <= needed <= n_languages:
+    needed = max(2, min(4, n_languages)) if min_languages is None else int(min_languages)
+    if min_languages is not None and not 1 <= needed <= n_languages:
         raise ValueError(
             f"min_languages={needed}: no head can be kept by so many, there are {n_languages} languages"
         )
@@ -165,7 +165,7 @@ def authors_rule(
     votes = Counter(head for heads in kept.values() for head in heads)
     general = [head for head, count in votes.most_common() if count >= needed]
     return _language_heads(
-        scores, kept, general, "authors", {"quantile": quantile, "min_languages": needed}
+        scores, kept, general, "authors", {"quantile": float(quantile), "min_languages": needed}
     )
 
 
@@ -204,7 +204,7 @@ def contrastive_rule(
     lowest = top_heads(shares.min(0).values, scores.grid.size)
     general = [head for head in lowest if head not in taken][:count]
     return _language_heads(
-        scores, kept, general, "contrastive", {"fraction": fraction, "rounding": rounding}
+        scores, kept, general, "contrastive", {"fraction": float(fraction), "rounding": rounding}
     )
 
 

@@ -1,6 +1,5 @@
 """Does the mask act on this model? Three checks that every loaded model has to pass."""
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,11 +12,12 @@ from lahis_tl.access import (
     LensModel,
     device_of,
     dtype_of,
+    frozen,
     full_logits,
     grid_of,
     head_points,
-    is_bridge,
     model_name,
+    output_projection,
 )
 from lahis_tl.errors import ModelError
 from lahis_tl.heads import Head
@@ -139,14 +139,8 @@ def _check_ones(
 @contextmanager
 def _projection_zeroed(model: LensModel, head: Head) -> Iterator[None]:
     """The other road to a zero mask: the head's part of the output projection set to 0."""
-    rows = slice(head.head * model.cfg.d_head, (head.head + 1) * model.cfg.d_head)
-    if is_bridge(model):
-        module = model.blocks[head.layer].attn.o.original_component
-        by_input = type(module).__name__ == "Conv1D"  # GPT-2 stores [in, out]
-        part = module.weight.data[rows] if by_input else module.weight.data[:, rows]
-    else:
-        part = model.blocks[head.layer].attn.W_O.data[head.head]
-    kept = copy.deepcopy(part)
+    part = output_projection(model, head.layer).data[:, head.head]
+    kept = part.clone()
     try:
         part.zero_()
         yield
@@ -158,7 +152,7 @@ def _check_gradient(
     model: LensModel, ids: Tensor, attention_mask: Tensor, bound: Tolerance
 ) -> dict[str, float]:
     mask = torch.ones(grid_of(model).shape, requires_grad=True)
-    with torch.enable_grad(), masked(model, mask):
+    with frozen(model), torch.enable_grad(), masked(model, mask):
         (gradient,) = torch.autograd.grad(text_nll(model, ids, attention_mask).sum(), mask)
     norm = float(gradient.norm())
     if not (norm > 0 and torch.isfinite(gradient).all()):

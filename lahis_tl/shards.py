@@ -10,6 +10,9 @@ from torch import Tensor
 from lahis_tl.artifacts import read_tensors, write_atomically, write_tensors
 from lahis_tl.errors import ArtifactError
 
+# A model is known by its weights, not by the name or path under which it was loaded.
+_INCIDENTAL = ("checks", "versions", "name", "loaded_by")
+
 
 class ShardStore:
     """Numbered parts in a folder, with the settings that they were computed under.
@@ -31,7 +34,12 @@ class ShardStore:
         wanted = json.loads(json.dumps({**settings, "content_sha256": digest}, default=str))
         manifest = self.folder / "run.json"
         if manifest.is_file():
-            found = json.loads(manifest.read_text(encoding="utf-8"))
+            try:
+                found = json.loads(manifest.read_text(encoding="utf-8"))
+            except ValueError as error:
+                raise ArtifactError(
+                    f"{manifest} is damaged ({error}); delete the folder to start anew"
+                ) from error
             differing = _differences(found, wanted)
             if differing:
                 raise ArtifactError(
@@ -61,7 +69,7 @@ class ShardStore:
 
 def _differences(found: Any, wanted: Any, at: str = "") -> list[str]:
     if isinstance(found, dict) and isinstance(wanted, dict):
-        keys = [key for key in {**found, **wanted} if key not in ("checks", "versions")]
+        keys = [key for key in {**found, **wanted} if key not in _INCIDENTAL]
         return [
             d for key in keys for d in _differences(found.get(key), wanted.get(key), f"{at}.{key}")
         ]

@@ -2,6 +2,8 @@ import errno
 import json
 import os
 import pickle
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -55,7 +57,7 @@ def test_the_card_is_a_birth_certificate(grads, tmp_path):
 def test_a_result_of_another_model_is_refused(grads, tiny, tmp_path):
     path = grads.save(tmp_path / "g")
     assert lt.load(path, model=tiny("llama")).languages == ["en", "zh"]
-    with pytest.raises(lt.ArtifactError, match="about another model: its name is"):
+    with pytest.raises(lt.ArtifactError, match="about another model: its weights_sha256 is"):
         lt.load(path, model=tiny("qwen2"))
 
 
@@ -78,6 +80,7 @@ def test_a_torn_file_is_refused(grads, tmp_path, cut):
 def test_any_flipped_bit_is_noticed(tmp_path_factory, position, bit):
     folder = tmp_path_factory.mktemp("bits")
     scores = HeadScores(torch.rand(2, 3, 4), ("en", "fr"), "lahis")
+    scores.save(folder / "kept")
     path = scores.save(folder / "s")
     content = bytearray(path.read_bytes())
     content[position % len(content)] ^= 1 << bit
@@ -86,8 +89,11 @@ def test_any_flipped_bit_is_noticed(tmp_path_factory, position, bit):
         found = lt.load(path)
     except lt.ArtifactError:
         return
-    # Only a flip in the card's prose can pass; the numbers are under a checksum.
-    assert torch.equal(found.values, scores.values)
+    assert torch.equal(found.values, scores.values)  # a flip that JSON or the header does not see
+    assert (repr(found), found.card["content"]) == (
+        repr(scores),
+        lt.load(folder / "kept").card["content"],
+    )
 
 
 def test_foreign_files_are_refused_and_never_run(tmp_path):
@@ -134,3 +140,46 @@ def test_an_interrupt_while_writing_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         write_atomically(tmp_path / "x", b"content")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_load_needs_nothing_imported_before(grads, tmp_path):
+    path = lt.score(grads).save(tmp_path / "s")
+    code = f"import lahis_tl; print(lahis_tl.load({str(path)!r}).method)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "lahis"
+
+
+def test_a_dot_in_a_name_is_part_of_it(grads, tmp_path):
+    lahis, taylor = lt.score(grads, "lahis"), lt.score(grads, "taylor")
+    assert lahis.save(tmp_path / "model-3.1").name == "model-3.1.safetensors"
+    taylor.save(tmp_path / "model-3.2")
+    assert lt.load(tmp_path / "model-3.1").method == "lahis"
+    assert lt.load(tmp_path / "model-3.2.json").method == "taylor"
+
+
+def test_file_and_card_are_replaced_together_or_not_at_all(grads, tmp_path, monkeypatch):
+    path = lt.score(grads, "lahis").save(tmp_path / "s")
+    real, calls = os.fsync, []
+
+    def full_at_the_second(descriptor):
+        calls.append(descriptor)
+        if len(calls) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full_at_the_second)
+    with pytest.raises(OSError, match="No space left"):
+        lt.score(grads, "taylor").save(tmp_path / "s")
+    assert lt.load(path).method == "lahis"
+    assert json.loads((tmp_path / "s.json").read_text())["content"]["method"] == "lahis"
+    assert leftovers(tmp_path) == []
+
+
+def test_the_same_weights_are_the_same_model_by_any_name(tiny, checkpoint, tmp_path, token_ids):
+    (tmp_path / "other-name").symlink_to(checkpoint("llama"))
+    path = lt.head_gradients(tiny("llama"), token_ids, progress=False).save(tmp_path / "g")
+    for dtype in ("float32", "bfloat16"):
+        again = lt.load_model(str(tmp_path / "other-name"), dtype=dtype)
+        assert lt.load(path, model=again).languages == ["en", "fr"]
+    bridge = lt.load_model(str(checkpoint("llama")), backend="bridge")
+    assert lt.card_of(bridge)["weights_sha256"] == lt.card_of(tiny("llama"))["weights_sha256"]

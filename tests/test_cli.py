@@ -92,6 +92,8 @@ def test_heads_and_plots(scored):
         (["plot", "S", "--kind", "difference"], 2, "needs --language and --minus"),
         (["plot", "H", "--kind", "heatmap"], 2, "needs scores"),
         (["plot", "S", "--kind", "pie"], 2, "is not one of heatmap"),
+        (["heads", "S", "--method", "taylor"], 2, "holds lahis already; --method taylor needs"),
+        (["plot", "S", "--kind", "counts", "-l", "fr"], 2, "counts is of all languages"),
     ],
 )
 def test_wrong_usage(scored, arguments, code, message):
@@ -120,14 +122,19 @@ def test_bad_input_is_one_line_and_status_1(arguments, message, monkeypatch, cap
     assert "Traceback" not in error
 
 
-def test_ctrl_c_has_its_own_status(monkeypatch, capsys):
-    def interrupted():
+def test_ctrl_c_has_its_own_status(monkeypatch):
+    def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "app", interrupted)
+    monkeypatch.setattr("lahis_tl.corpora.load_corpus", interrupted)
+    monkeypatch.setattr(sys, "argv", ["lahis-tl", "score", "smollm2"])
     with pytest.raises(SystemExit) as stop:
         cli.main()
     assert stop.value.code == 130
+
+
+def test_parts_are_gone_once_the_gradients_are_whole(scored):
+    assert not (scored / "parts").exists()
 
 
 def test_the_installed_command_knows_its_version():

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lahis_tl as lt
-from lahis_tl.corpora import check_language, load_corpus
-from lahis_tl.hub import flores_code
+from lahis_tl.corpora import load_corpus
+from lahis_tl.languages import check_language, flores_code
 
 LONG = "a sentence that is long enough to be kept, number {}"
 ROWS = [
@@ -147,7 +147,7 @@ def test_bad_files(tmp_path):
         ("x.jsonl", "{not json", "cannot read"),
         ("x.xml", "<a/>", "the formats are txt, csv, json, jsonl, parquet"),
         ("x.csv", "a,b\n1,2\n", "no column 'text' and no column named after a language"),
-        ("y.csv", f"text\n{LONG.split(',')[0]}\n", "does not say which language"),
+        ("lines.csv", f"text\n{LONG.split(',')[0]}\n", "does not say which language"),
     ):
         (tmp_path / name).write_text(content)
         with pytest.raises(lt.CorpusError, match=message):
@@ -248,3 +248,51 @@ def test_flores_codes():
         "vi": "vie_Latn",
     }
     assert {code: flores_code(code) for code in expected} == expected
+
+
+def test_the_language_column_that_is_named_wins(tmp_path):
+    path = tmp_path / "t.csv"
+    frame = pd.DataFrame(ROWS).assign(lang=["de"] * 4 + ["es"] * 4)
+    frame.to_csv(path, index=False)
+    assert load_corpus(path, language_column="lang").languages == ["de", "es"]
+
+
+def test_wide_tables_take_languages_and_nothing_else(tmp_path):
+    path = tmp_path / "wide.csv"
+    columns = {code: [f"{code} {LONG.format(i)}" for i in range(3)] for code in ("en", "fr", "fil")}
+    frame = pd.DataFrame(
+        {"id": [7, 8, 9], "url": [f"see here {i} and there" for i in range(3)], **columns}
+    )
+    frame.to_csv(path, index=False)
+    corpus = load_corpus(path)
+    assert corpus.languages == ["en", "fr"]
+    assert corpus.ids == ("7", "8", "9")
+    assert load_corpus(path, ["fil", "en"]).languages == ["fil", "en"]
+    with pytest.raises(lt.CorpusError, match="has no column 'nope'; it has id, url, en, fr, fil"):
+        load_corpus(path, id_column="nope")
+    indonesian = pd.DataFrame({"key": range(3), "id": columns["en"], "fr": columns["fr"]})
+    indonesian.to_csv(path, index=False)
+    assert load_corpus(path, id_column="key").languages == ["id", "fr"]
+
+
+def test_a_single_file_is_in_the_language_of_its_name_or_the_one_asked_for(tmp_path):
+    text = "\n".join(LONG.format(i) for i in range(3))
+    (tmp_path / "fr.txt").write_text(text)
+    (tmp_path / "notes.txt").write_text(text)
+    assert load_corpus(tmp_path / "fr.txt").languages == ["fr"]
+    assert load_corpus(tmp_path / "notes.txt", ["de"]).languages == ["de"]
+    with pytest.raises(lt.CorpusError, match="name one language in languages"):
+        load_corpus(tmp_path / "notes.txt")
+
+
+def test_tagalog_stays_tagalog():
+    assert check_language("tl") == "tl"
+
+
+def test_the_card_says_how_the_texts_were_drawn():
+    corpus = load_corpus("bundled", ["en"], n=40, seed=3).split(10, seed=4)[1]
+    assert corpus.card["history"] == [
+        "min_chars=20",
+        "sample(n=40, seed=3)",
+        "split(n=10, seed=4)[1]",
+    ]

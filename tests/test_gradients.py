@@ -129,7 +129,8 @@ def test_nan_losses_name_the_text(llama, token_ids):
     [
         ({"en": [[5, 6], [7]]}, r"text 1 of 'en' has 1 token"),
         ({"en": [[5, 6], []]}, r"text 1 of 'en' has 0 token"),
-        ({"en": []}, "no text to tokenise"),
+        ({"en": []}, "no text to tokenise in 'en'"),
+        ({"en": [[5, 6]], "fr": []}, "no text to tokenise in 'fr'"),
         ({}, "no text to tokenise"),
     ],
 )
@@ -155,3 +156,21 @@ def test_gradients_as_a_table(llama, token_ids):
     assert float(row.gradient.iloc[0]) == float(grads["fr"][1, 2, 3])
     with pytest.raises(KeyError, match="there are en, fr"):
         grads["de"]
+
+
+def test_a_checkpoint_of_other_weights_or_a_torn_one_is_refused(checkpoint, token_ids, tmp_path):
+    model = lt.load_model(str(checkpoint("llama")))
+    lt.head_gradients(model, token_ids, checkpoint=tmp_path, progress=False)
+    for parameter in model.parameters():
+        parameter.data.mul_(0.5)
+    with pytest.raises(lt.ArtifactError, match=r"model.weights_sha256 was"):
+        lt.head_gradients(model, token_ids, checkpoint=tmp_path, progress=False)
+    (tmp_path / "run.json").write_text("{torn")
+    with pytest.raises(lt.ArtifactError, match=r"run\.json is damaged"):
+        lt.head_gradients(model, token_ids, checkpoint=tmp_path, progress=False)
+
+
+def test_a_text_of_padding_has_no_loss(llama):
+    ids = torch.tensor([[5, 6, 7], [5, 6, 7]])
+    with pytest.raises(ValueError, match="text 1 of the batch has no token to predict"):
+        lt.text_nll(llama, ids, torch.tensor([[1, 1, 1], [1, 0, 0]]))

@@ -1,6 +1,7 @@
 import pytest
 import torch
 from conftest import N_HEADS, N_LAYERS, VOCAB
+from micro import A, B, micro_bridge
 from transformer_lens.hook_points import HookPoint
 
 import lahis_tl as lt
@@ -216,3 +217,42 @@ def test_activation_checkpointing_inside_the_block(backend, tiny):
         again = checkpoint(loss, torch.zeros((), requires_grad=True), use_reentrant=False)
         (recomputed,) = torch.autograd.grad(again, factors)
     torch.testing.assert_close(plain, recomputed)
+
+
+def test_mean_ablation_leaves_other_heads_exactly_alone_in_half_precision(tiny, request):
+    model = tiny("llama", "auto", "bfloat16")
+    means = torch.full((N_LAYERS, N_HEADS, model.cfg.d_head), 3.0)
+    name = "blocks.0.attn.hook_z"
+    attended = torch.ones_like(IDS)
+    _, plain = model.run_with_cache(IDS, attention_mask=attended)
+    mask = lt.HeadMask.mean_ablation(lt.HeadSet(lt.grid_of(model), ["L0H1"]), means)
+    with lt.masked(model, mask):
+        _, cache = model.run_with_cache(IDS, attention_mask=attended)
+    others = [0, 2, 3]
+    torch.testing.assert_close(cache[name][:, :, others], plain[name][:, :, others], rtol=0, atol=0)
+    assert (cache[name][:, :, 1] == 3).all()
+
+
+def test_means_of_a_model_without_a_plain_unembedding():
+    means = lt.mean_head_outputs(micro_bridge(), {"x": [[A, B], [B, A]]}, progress=False)
+    # z of head 0: a sees 1, b after a sees 1/2, b alone 0, a after b 1/2; head 1 is the mirror image
+    torch.testing.assert_close(means[0, :, 0], torch.tensor([0.5, 0.5]))
+
+
+def test_heads_of_another_model_are_refused():
+    grid, other = lt.HeadGrid(2, 3), lt.HeadGrid(40, 40)
+    heads = lt.HeadSet(other, ["L1H1"])
+    with pytest.raises(
+        ValueError, match="belong to a model of 40 layers × 40 heads, not of 2 layers"
+    ):
+        lt.HeadMask.scaling(heads, 0.0, grid)
+    with pytest.raises(ValueError, match="belong to a model of 40"):
+        lt.HeadMask.mean_ablation(heads, torch.zeros(2, 3, 4))
+    with pytest.raises(ValueError, match="must be finite"):
+        lt.HeadMask(torch.full((2, 3), float("nan")))
+
+
+def test_a_fill_of_another_width_is_refused(model):
+    mask = lt.HeadMask(torch.zeros(N_LAYERS, N_HEADS), fill=torch.zeros(N_LAYERS, N_HEADS, 1))
+    with pytest.raises(ValueError, match="fill has d_head 1"), lt.masked(model, mask):
+        run(model)

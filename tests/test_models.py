@@ -14,6 +14,8 @@ from conftest import (
     N_LAYERS,
     REQUIRED,
     VOCAB,
+    build_hf,
+    skip_unless_possible,
 )
 from hf_reference import logits, scaled_columns, text_losses
 from torch import nn
@@ -27,6 +29,10 @@ from lahis_tl.gradients import batch_gradients
 BACKENDS = ["hooked", "bridge"]
 CASES = [(name, backend) for name in ARCHITECTURES for backend in BACKENDS]
 IDS = torch.randint(3, VOCAB, (2, 12), generator=torch.Generator().manual_seed(5))
+
+
+def _variant(**changes: Any) -> dict[str, Any]:
+    return ARCHITECTURES["llama"][1] | changes
 
 
 def hf_of(folder: Path, dtype: torch.dtype = torch.float64) -> Any:
@@ -207,6 +213,38 @@ def test_what_hooked_transformer_would_misload_becomes_a_bridge(name, changes, r
             lt.load_model(str(folder), backend="hooked")
 
 
+VARIANTS = {
+    "phi": ("Phi", _variant(num_key_value_heads=N_HEADS, partial_rotary_factor=0.5)),
+    "gpt2-inner": ("GPT2", ARCHITECTURES["gpt2"][1] | {"n_inner": 48}),
+    "bloom-post": (
+        "Bloom",
+        ARCHITECTURES["bloom"][1] | {"apply_residual_connection_post_layernorm": True},
+    ),
+    "gptneo-inner": (
+        "GPTNeo",
+        {
+            "vocab_size": VOCAB,
+            "hidden_size": 32,
+            "num_layers": 2,
+            "num_heads": 4,
+            "intermediate_size": 40,
+            "attention_types": [[["global", "local"], 1]],
+            "max_position_embeddings": 96,
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_variants_that_the_converters_do_not_know_are_bridges(name, tmp_path, token_ids):
+    family, options = VARIANTS[name]
+    build_hf(family, options).save_pretrained(tmp_path)
+    model = lt.load_model(str(tmp_path))
+    reference = logits(hf_of(tmp_path, torch.float32), IDS)
+    torch.testing.assert_close(our_logits(model), reference, rtol=0, atol=1e-4)
+    assert lt.head_gradients(model, token_ids, progress=False)["en"].abs().max() > 0
+
+
 @pytest.mark.skipif(not HOOKED_LINE, reason="fixed in 4.2")
 def test_cohere_as_a_bridge_of_3_9_is_refused(checkpoint):
     with pytest.raises(lt.ModelError, match=r"computes CohereForCausalLM wrongly"):
@@ -356,3 +394,40 @@ def test_the_card_tells_where_the_model_came_from(tiny):
     assert len(card["tokenizer_sha256"]) == 64
     assert card["checks"]["logits"]["max"] < 1e-6
     assert json.dumps(card)
+
+
+def test_a_revision_of_a_local_folder_is_refused(checkpoint):
+    with pytest.raises(lt.ModelError, match="revision='abc' is for hub repositories"):
+        lt.load_model(str(checkpoint("llama")), revision="abc")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_edited_or_converted_weights_are_used_at_once(backend, checkpoint, token_ids):
+    skip_unless_possible("llama", backend)
+    model = lt.load_model(str(checkpoint("llama")), backend=backend)
+    before = lt.head_gradients(model, token_ids, progress=False)
+    unembedding_of(model).weight.data.mul_(0.5)
+    ids = torch.tensor([token_ids["en"][0]])
+    own = model(ids, attention_mask=torch.ones_like(ids), return_type="loss")
+    torch.testing.assert_close(lt.text_nll(model, ids, torch.ones_like(ids))[0], own)
+    after = lt.head_gradients(model, token_ids, progress=False)
+    assert (after.losses["en"] - before.losses["en"]).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_trainable_model_of_the_user_is_left_as_it_was(backend, checkpoint, token_ids):
+    skip_unless_possible("llama", backend)
+    model = lt.load_model(str(checkpoint("llama")), backend=backend).requires_grad_(True)
+    lt.head_gradients(model, token_ids, progress=False)
+    lt.lahis_code(model, {"en": token_ids["en"]}, progress=False)
+    assert all(p.grad is None and p.requires_grad for p in model.parameters())
+    ids = torch.tensor([token_ids["en"][0]])
+    attended = torch.ones_like(ids)
+    lt.text_nll(model, ids, attended).sum().backward()
+    ours = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+    model.zero_grad()
+    model(ids, attention_mask=attended, return_type="loss").backward()
+    theirs = [p.grad for p in model.parameters() if p.grad is not None]
+    assert len(ours) == len(theirs) > 10
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)

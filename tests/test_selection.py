@@ -124,3 +124,15 @@ def test_sets_of_different_grids_are_refused():
             options={},
             method="x",
         )
+
+
+def test_one_language_alone_has_specific_heads_and_no_general_ones(golden):
+    found = language_heads(scores_of(golden, ["aa"]), quantile=0.7)
+    assert len(found.general) == 0
+    assert len(found.specific["aa"]) == 4
+
+
+def test_options_from_numpy_can_be_saved(golden, tmp_path):
+    found = language_heads(scores_of(golden), quantile=np.float64(0.7), min_languages=2)
+    found.save(tmp_path / "h")
+    assert lt.load(tmp_path / "h").options["min_languages"] == 2

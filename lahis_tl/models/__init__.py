@@ -1,17 +1,16 @@
 """Loading models; the one package that imports TransformerLens."""
 
 import copy
-import hashlib
 import logging
-import platform
 from importlib.metadata import version
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from packaging.version import Version
 from torch import Tensor, nn
 
-from lahis_tl.access import LensModel, ModelRecord, full_logits, grid_of, remember
+from lahis_tl.access import LensModel, ModelRecord, full_logits, remember
+from lahis_tl.cards import describe
 from lahis_tl.errors import ModelError
 from lahis_tl.models.bridge import build_bridge, why_not_bridge
 from lahis_tl.models.hooked import architecture_of, build_hooked, why_not_hooked
@@ -79,23 +78,13 @@ def load_model(
         trust_remote_code=trust_remote_code,
     )
     source.hf.requires_grad_(False)
-    chosen = _choose_backend(source.hf.config, backend)
     length = min(48, int(getattr(source.hf.config, "max_position_embeddings", None) or 48))
     ids = probe_ids(source.hf.config.get_text_config().vocab_size, place, length)
-    reference = _hf_logits(source.hf, ids)
-    model = build_hooked(source.hf) if chosen == "hooked" else build_bridge(source.hf, name)
-    model.eval().requires_grad_(False)
-    with torch.no_grad():
-        ours = full_logits(model, ids, torch.ones_like(ids))
-    what = f"{name} as a {type(model).__name__} is not the model that Hugging Face computes"
-    checks: dict[str, Any] = {"logits": check_logits(what, ours, reference, torch_dtype)}
+    model, figures = _build(source, backend, ids, _hf_logits(source.hf, ids))
     _give_tokenizer(model, source.tokenizer)
-    remember(model, ModelRecord(tokenizer=source.tokenizer, card=_card(model, source)))
-    checks.update(check_mask_acts(model))
-    remember(
-        model,
-        ModelRecord(tokenizer=source.tokenizer, card=_card(model, source) | {"checks": checks}),
-    )
+    card = _card(model, source)
+    remember(model, ModelRecord(source.tokenizer, card))
+    card["checks"] = {"logits": figures, **check_mask_acts(model)}
     return model
 
 
@@ -110,34 +99,60 @@ def _dtype(dtype: str | torch.dtype) -> torch.dtype:
 def _warn_of_slow_arithmetic(dtype: torch.dtype, device: torch.device) -> None:
     if device.type != "cpu" or dtype != torch.bfloat16:
         return
-    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    if not has_bfloat16_arithmetic():
         logger.warning(
             "this processor has no bfloat16 arithmetic: expect float32 to be many times faster here"
         )
+
+
+def has_bfloat16_arithmetic() -> bool:
+    """Whether matrix products in bfloat16 are fast on this processor."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def transformer_lens_version() -> Version:
     return Version(version("transformer-lens"))
 
 
-def _choose_backend(config: Any, wanted: str) -> Literal["hooked", "bridge"]:
-    installed = transformer_lens_version()
+def _build(
+    source: Source, backend: str, ids: Tensor, reference: Tensor
+) -> tuple[LensModel, dict[str, float]]:
+    """A HookedTransformer if it can be had and computes the model rightly, else a bridge that does."""
+    installed, config = transformer_lens_version(), source.hf.config
+    architecture = architecture_of(config)
     no_hooked = (
         f"transformer-lens {installed} has no HookedTransformer (3.9 is its last line)"
         if installed.major >= 4
         else why_not_hooked(config)
     )
-    if wanted != "bridge" and no_hooked is None:
-        return "hooked"
-    if wanted == "hooked":
-        raise ModelError(f"{architecture_of(config)} as a HookedTransformer: {no_hooked}")
+    if no_hooked is None and backend != "bridge":
+        try:
+            return _checked(build_hooked(source.hf), source, ids, reference)
+        except Exception as error:  # its converters fail in many ways on a variant they do not know
+            no_hooked = f"{type(error).__name__}: {error}"
+            if backend == "hooked":
+                raise ModelError(f"{architecture} as a HookedTransformer: {no_hooked}") from error
+    if backend == "hooked":
+        raise ModelError(f"{architecture} as a HookedTransformer: {no_hooked}")
     no_bridge = why_not_bridge(config, installed)
     if no_bridge:
-        also = f"; {no_hooked}" if no_hooked else ""
-        raise ModelError(f"{architecture_of(config)}: {no_bridge}{also}")
+        raise ModelError("; ".join(filter(None, (f"{architecture}: {no_bridge}", no_hooked))))
     if no_hooked and installed.major < 4:
-        logger.info("loading as a TransformerBridge: %s", no_hooked)
-    return "bridge"
+        logger.info("%s is loaded as a TransformerBridge: %s", source.name, no_hooked)
+    return _checked(build_bridge(source.hf, source.name), source, ids, reference)
+
+
+@torch.no_grad()
+def _checked(
+    model: LensModel, source: Source, ids: Tensor, reference: Tensor
+) -> tuple[LensModel, dict[str, float]]:
+    model.eval().requires_grad_(False)
+    ours = full_logits(model, ids, torch.ones_like(ids))
+    kind = type(model).__name__
+    what = f"{source.name} as a {kind} is not the model that Hugging Face computes"
+    return model, check_logits(what, ours, reference, reference.dtype)
 
 
 @torch.no_grad()
@@ -164,31 +179,11 @@ def _give_tokenizer(model: Any, tokenizer: Any) -> None:
 
 
 def _card(model: LensModel, source: Source) -> dict[str, Any]:
-    grid, config = grid_of(model), source.hf.config
     return {
         "name": source.name,
         "revision": source.revision,
-        "architecture": architecture_of(config),
-        "class": type(model).__name__,
-        "n_layers": grid.n_layers,
-        "n_heads": grid.n_heads,
-        "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
+        "architecture": architecture_of(source.hf.config),
+        **describe(model, source.tokenizer),
         "weight_processing": "none",
-        "tokenizer_sha256": tokenizer_hash(source.tokenizer),
         "loaded_by": "lahis_tl.load_model",
-        "versions": library_versions(),
     }
-
-
-def tokenizer_hash(tokenizer: Any) -> str | None:
-    """A hash of vocabulary, merges and special tokens."""
-    if tokenizer is None:
-        return None
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    text = backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items()))
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def library_versions() -> dict[str, str]:
-    packages = ("transformer-lens", "torch", "transformers", "numpy")
-    return {"python": platform.python_version(), **{name: version(name) for name in packages}}

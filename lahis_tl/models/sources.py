@@ -53,6 +53,8 @@ def open_source(
     """Load the Hugging Face model and tokenizer that ``name`` stands for."""
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     path = smollm2_folder() if name == "smollm2" else Path(name).expanduser()
+    if revision is not None and (path.suffix == ".gguf" or path.is_dir()):
+        raise ModelError(f"revision={revision!r} is for hub repositories; {name!r} is a local file")
     if path.suffix == ".gguf":
         _require_gguf(path)
         where, options["gguf_file"] = str(path.parent), path.name
@@ -65,8 +67,7 @@ def open_source(
         where = str(path)
     else:
         where = name
-        if revision is not None:
-            options["revision"] = revision
+        options["revision"] = revision or "main"
     try:
         hf: Any = AutoModelForCausalLM.from_pretrained(
             where, dtype=dtype, attn_implementation="eager", **options
