@@ -144,7 +144,7 @@ def output_projection(model: LensModel, layer: int) -> Float[Tensor, "d_model he
     attention = model.blocks[layer].attn
     if not is_bridge(model):
         return rearrange(attention.W_O, "head d_head d_model -> d_model head d_head")
-    module = getattr(getattr(attention, "o", None), "original_component", None)
+    module: Any = getattr(getattr(attention, "o", None), "original_component", None)
     if not isinstance(getattr(module, "weight", None), Tensor):
         raise ModelError(f"{model_name(model)}: layer {layer} has no output projection of its own")
     transposed = type(module).__name__ == "Conv1D"  # GPT-2 stores [in, out]

@@ -46,7 +46,7 @@ class _ChunkedNLL(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         (grad,) = ctx.saved_tensors
         return grad * grads[0][:, None].to(grad.dtype), None, None
 
@@ -95,25 +95,33 @@ def token_nll(
     """
     valid = predicted_positions(attention_mask)
     targets = ids[:, 1:][valid]
+    unembedding = unembedding_of(model)
+    trained = unembedding is not None and unembedding.weight.requires_grad
     if _padded_right(attention_mask):
         # No real token looks ahead to the padding, so it needs no masking; and rows of padding with
         # nothing to attend to give NaN in some models with attention windows.
         attention_mask = torch.ones_like(attention_mask)
-    unembedding = unembedding_of(model)
-    if unembedding is None or (torch.is_grad_enabled() and unembedding.weight.requires_grad):
+    else:  # positions must be counted from the mask, which the model's own forward pass does
+        unembedding = None
+    if unembedding is None or (trained and torch.is_grad_enabled()):
         logits = full_logits(model, ids, attention_mask)[:, :-1][valid]
-        wide = torch.promote_types(logits.dtype, torch.float32)
-        rows = torch.cat(
-            [
-                nn.functional.cross_entropy(logits[b].to(wide), targets[b], reduction="none")
-                for b in _row_blocks(len(targets), logits.shape[-1])
-            ]
-        )
+        rows = _plain_nll(logits, targets.to(logits.device))
     else:
         hidden = final_hidden(model, ids, attention_mask)[:, :-1]
         rows = chunked_nll(hidden[valid], targets.to(hidden.device), unembedding)
     out = rows.new_zeros(valid.shape)
     return out.masked_scatter(valid.to(rows.device), rows)
+
+
+def _plain_nll(
+    logits: Float[Tensor, "row vocab"], targets: Int[Tensor, " row"]
+) -> Float[Tensor, " row"]:
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    blocks = [
+        nn.functional.cross_entropy(logits[rows].to(wide), targets[rows], reduction="none")
+        for rows in _row_blocks(len(targets), logits.shape[-1])
+    ]
+    return torch.cat(blocks)
 
 
 def _padded_right(attention_mask: Int[Tensor, "batch pos"]) -> bool:
