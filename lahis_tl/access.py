@@ -163,7 +163,16 @@ def final_hidden(
         return backbone(
             input_ids=ids, attention_mask=attention_mask, use_cache=False
         ).last_hidden_state
-    residual = model(ids, attention_mask=attention_mask, stop_at_layer=model.cfg.n_layers)
+    left = (
+        getattr(model.tokenizer, "padding_side", "right") == "left"
+    )  # it would look for pads itself
+    needed = left or not bool(attention_mask.all())
+    # Told of no mask, HookedTransformer need not look up each text's rotary positions on its own.
+    residual = model(
+        ids,
+        attention_mask=attention_mask if needed else None,
+        stop_at_layer=model.cfg.n_layers,
+    )
     return model.ln_final(residual) if model.cfg.normalization_type else residual
 
 

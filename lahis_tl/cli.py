@@ -81,7 +81,9 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
 
 @app.command(cls=_Command)
 def demo(
-    languages: Languages = None,
+    languages: Annotated[
+        str, typer.Option("--languages", "-l", help="Comma-separated codes of the bundled corpus.")
+    ] = "en,fr,de,es,it,pt,ru,zh,hi,vi",
     texts: Annotated[int, typer.Option(help="Texts a language (of 80).")] = 16,
     max_tokens: Annotated[int, typer.Option(help="Texts are cut there.")] = 96,
     out: Out = Path("out/demo"),

@@ -18,6 +18,7 @@ from conftest import (
     skip_unless_possible,
 )
 from hf_reference import logits, scaled_columns, text_losses
+from tiny_gguf import write_gguf
 from torch import nn
 from transformers import AutoModelForCausalLM
 
@@ -431,3 +432,19 @@ def test_a_trainable_model_of_the_user_is_left_as_it_was(backend, checkpoint, to
     assert len(ours) == len(theirs) > 10
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+
+
+def test_a_gguf_file_loads_and_a_cut_one_is_refused(checkpoint, tmp_path):
+    hf = hf_of(checkpoint("llama"), torch.float32)
+    path = tmp_path / "tiny.gguf"
+    write_gguf(hf, path)
+    model = lt.load_model(str(path))
+    assert type(model).__name__ == ("HookedTransformer" if HOOKED_LINE else "TransformerBridge")
+    torch.testing.assert_close(our_logits(model), logits(hf, IDS), rtol=0, atol=1e-4)
+    assert lt.card_of(model)["revision"].startswith("gguf sha256:")
+    cut = tmp_path / "cut.gguf"
+    for share in (0.3, 0.9):
+        content = path.read_bytes()
+        cut.write_bytes(content[: int(share * len(content))])
+        with pytest.raises(lt.ModelError, match=r"cannot load .*cut\.gguf.*damaged or cut short"):
+            lt.load_model(str(cut))

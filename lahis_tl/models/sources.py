@@ -173,7 +173,11 @@ def smollm2_folder() -> Path:
         digest = _sha256(converted / "model.safetensors")
         (converted / "sha256").write_text(digest)
         shutil.rmtree(folder, ignore_errors=True)
-        os.replace(converted, folder)
+        try:
+            os.replace(converted, folder)
+        except OSError:  # another process was faster
+            if not _is_intact(folder):
+                raise
     return folder
 
 
