@@ -32,24 +32,34 @@ def test_it_is_smollm2_and_speaks(model):
     assert "Paris" in text
 
 
-def test_first_order_scores_follow_exact_ablation(model):
-    """taylor must rank heads like the loss that their removal costs, on the same texts."""
-    corpus = lt.load_corpus("bundled", ["fr"], n=4)
-    grads = lt.head_gradients(model, corpus, max_tokens=24, progress=False)
+def test_the_papers_score_follows_exact_ablation(model):
+    """lahis must rank heads like the loss that their removal costs, on the same texts.
+
+    Every fifth head of all layers; the rank correlation was 0.74 when this was written. It is no better
+    than that, since single heads of the first layers do far more than a first-order score says.
+    """
     tokenizer = lt.tokenizer_of(model)
-    rows = [tokenizer(text)["input_ids"][:24] for text in corpus["fr"]]
+    rows = [
+        tokenizer(text)["input_ids"][:32] for text in lt.load_corpus("bundled", ["fr"], n=8)["fr"]
+    ]
     ids = torch.tensor(rows)
-    attended = torch.ones_like(ids)
-    layers = [0, 1, 2, 10, 20]
-    effects, scores = [], []
+    grads = lt.head_gradients(model, {"fr": rows}, progress=False)
+    grid, attended = lt.grid_of(model), torch.ones_like(ids)
+    heads = [grid.head(index) for index in range(2, grid.size, 5)]
+    effects = []
     with torch.no_grad():
         plain = lt.text_nll(model, ids, attended).mean()
-        for layer in layers:
-            for head in range(9):
-                with lt.masked(model, lt.HeadMask.scaling([(layer, head)], 0.0, lt.grid_of(model))):
-                    effects.append(float(lt.text_nll(model, ids, attended).mean() - plain))
-                scores.append(float(lt.score(grads, "taylor")["fr"][layer, head]))
-    assert spearmanr(scores, effects).statistic > 0.5
+        for head in heads:
+            with lt.masked(model, lt.HeadMask.scaling([head], 0.0, grid)):
+                effects.append(float(lt.text_nll(model, ids, attended).mean() - plain))
+    found = {
+        method: spearmanr(
+            [float(lt.score(grads, method)["fr"][h]) for h in heads], effects
+        ).statistic
+        for method in ("lahis", "sensitivity")
+    }
+    assert found["lahis"] > 0.5
+    assert found["lahis"] > found["sensitivity"], "the sign of the gradient should tell something"
 
 
 def test_the_demo_command(tmp_path):
