@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from lahis_tl.access import LensModel, device_of, final_hidden, full_logits, grid_of, unembedding_of
+from lahis_tl.access import LensModel, device_of, grid_of, run_layers
 from lahis_tl.batches import TokenIds, make_batches, tokenize
 from lahis_tl.corpora import Corpus
 from lahis_tl.masks import hooked_heads
@@ -29,7 +29,6 @@ def mean_head_outputs(
     grid, device = grid_of(model), device_of(model)
     sums = [torch.zeros(()) for _ in range(grid.n_layers)]
     n_tokens = 0
-    run = full_logits if unembedding_of(model) is None else final_hidden
     for batch in tqdm(
         make_batches(tokenize(model, corpus, max_tokens), batch_tokens),
         unit="batch",
@@ -45,6 +44,6 @@ def mean_head_outputs(
             return note
 
         with hooked_heads(model, {layer: add(layer) for layer in range(grid.n_layers)}):
-            run(model, batch.ids.to(device), mask)
+            run_layers(model, batch.ids.to(device))
         n_tokens += int(mask.sum())
     return (torch.stack(sums) / n_tokens).float()

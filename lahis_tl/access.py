@@ -185,6 +185,16 @@ def full_logits(
     return model(ids, attention_mask=attention_mask, return_type="logits")
 
 
+def run_layers(model: LensModel, ids: Int[Tensor, "batch pos"]) -> None:
+    """Run the layers for what hooks see of them; the logits are computed only if that is inevitable.
+
+    Padding on the right needs no mask: no real token looks ahead to it. With one, rows of padding that
+    have nothing to attend to give NaN in some models with attention windows.
+    """
+    run = full_logits if unembedding_of(model) is None else final_hidden
+    run(model, ids, torch.ones_like(ids))
+
+
 @dataclass(frozen=True)
 class Unembedding:
     """From the final hidden state to logits: ``softcap(scale · (hidden @ weight.T + bias))``."""

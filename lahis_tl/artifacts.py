@@ -27,6 +27,7 @@ _KEY, _SEAL = "lahis_tl", "sha256"
 # Where the class of each kind is registered; imported when a file of that kind is read.
 _HOMES = {
     "head_gradients": "lahis_tl.gradients",
+    "head_effects": "lahis_tl.effects",
     "head_scores": "lahis_tl.scores",
     "language_heads": "lahis_tl.selection",
 }

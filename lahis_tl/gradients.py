@@ -5,26 +5,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from lahis_tl.access import LensModel, device_of, frozen, grid_of
-from lahis_tl.artifacts import Artifact, Card
+from lahis_tl.artifacts import Card
 from lahis_tl.batches import Batch, TokenIds, make_batches, tokenize
 from lahis_tl.cards import card_of
 from lahis_tl.corpora import Corpus
 from lahis_tl.errors import ModelError
-from lahis_tl.heads import HeadGrid
 from lahis_tl.losses import text_nll
 from lahis_tl.masks import masked
+from lahis_tl.per_text import PerTextHeads
 from lahis_tl.shards import ShardStore
 
 
-@dataclass(frozen=True, eq=False)
-class HeadGradients(Artifact):
+@dataclass(frozen=True, eq=False, repr=False)
+class HeadGradients(PerTextHeads):
     """dL/dm of every text, L its mean next-token NLL and m the head mask at 1.
 
     Attributes:
@@ -36,69 +35,15 @@ class HeadGradients(Artifact):
     """
 
     kind: ClassVar[str] = "head_gradients"
+    main: ClassVar[str] = "gradients"
     gradients: Mapping[str, Float[Tensor, "_text layer head"]]
     losses: Mapping[str, Float[Tensor, "_text"]]
     n_tokens: Mapping[str, Int[Tensor, "_text"]]
     card: Card = field(default_factory=dict, repr=False)
 
-    def __post_init__(self) -> None:
-        grids = {language: tuple(g.shape[1:]) for language, g in self.gradients.items()}
-        if len(set(grids.values())) != 1:
-            raise ValueError(f"all languages need one grid of heads, but have {grids}")
-        for language, gradient in self.gradients.items():
-            found = {len(gradient), len(self.losses[language]), len(self.n_tokens[language])}
-            if len(found) != 1:
-                raise ValueError(
-                    f"{language!r}: {len(gradient)} gradients, {len(self.losses[language])} losses and "
-                    f"{len(self.n_tokens[language])} token counts do not match"
-                )
-
-    def __repr__(self) -> str:
-        sizes = ", ".join(f"{code}: {len(g)}" for code, g in self.gradients.items())
-        return f"HeadGradients({sizes} texts; {self.grid})"
-
-    def __getitem__(self, language: str) -> Float[Tensor, "text layer head"]:
-        if language not in self.gradients:
-            raise KeyError(f"no gradients for {language!r}; there are {', '.join(self.languages)}")
-        return self.gradients[language]
-
     @property
-    def languages(self) -> list[str]:
-        return list(self.gradients)
-
-    @property
-    def grid(self) -> HeadGrid:
-        return HeadGrid(*next(iter(self.gradients.values())).shape[1:])
-
-    def to_dataframe(self) -> pd.DataFrame:
-        """One row a text and head: language, text, layer, head, gradient."""
-        frames = []
-        for language, gradient in self.gradients.items():
-            index = pd.MultiIndex.from_product(
-                [range(size) for size in gradient.shape], names=["text", "layer", "head"]
-            )
-            frame = pd.DataFrame({"gradient": gradient.flatten().numpy()}, index).reset_index()
-            frame.insert(0, "language", language)
-            frames.append(frame)
-        return pd.concat(frames, ignore_index=True)
-
-    def _tensors(self) -> dict[str, Tensor]:
-        return {
-            f"{part}/{language}": tensor
-            for part in ("gradients", "losses", "n_tokens")
-            for language, tensor in getattr(self, part).items()
-        }
-
-    def _content(self) -> Card:
-        return {"languages": self.languages}
-
-    @classmethod
-    def _from_tensors(cls, tensors: dict[str, Tensor], card: Card) -> "HeadGradients":
-        parts = {
-            part: {code: tensors[f"{part}/{code}"] for code in card["content"]["languages"]}
-            for part in ("gradients", "losses", "n_tokens")
-        }
-        return cls(**parts, card=card)
+    def _values(self) -> Mapping[str, Float[Tensor, "_text layer head"]]:
+        return self.gradients
 
 
 def head_gradients(

@@ -1,0 +1,151 @@
+"""What gradients, curvatures and exact effects have in common: one number a text, layer and head."""
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
+from typing import Any, ClassVar, TypeVar
+
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lahis_tl.artifacts import Artifact, Card
+from lahis_tl.heads import HeadGrid
+
+P = TypeVar("P", bound="PerTextHeads")
+
+
+class PerTextHeads(Artifact):
+    """A result with values [text, layer, head] for each language; subclasses are dataclasses.
+
+    Every field that maps languages to tensors is checked, cut and saved alike; ``main`` names the one
+    that the result is about.
+    """
+
+    kind: ClassVar[str] = "per_text_heads"
+    main: ClassVar[str]
+
+    @property
+    @abstractmethod
+    def _values(self) -> Mapping[str, Float[Tensor, "_text layer head"]]: ...
+
+    def __post_init__(self) -> None:
+        grids = {language: tuple(v.shape[1:]) for language, v in self._values.items()}
+        if len(set(grids.values())) != 1:
+            raise ValueError(f"all languages need one grid of heads, but have {grids}")
+        for part, mapping in self._parts().items():
+            for language, values in self._values.items():
+                if language not in mapping or len(mapping[language]) != len(values):
+                    found = len(mapping[language]) if language in mapping else "no"
+                    raise ValueError(
+                        f"{language!r}: {len(values)} {self.main} and {found} {part} do not match"
+                    )
+
+    def __repr__(self) -> str:
+        sizes = ", ".join(f"{code}: {len(v)}" for code, v in self._values.items())
+        return f"{type(self).__name__}({sizes} texts; {self.grid})"
+
+    def __getitem__(self, language: str) -> Float[Tensor, "text layer head"]:
+        if language not in self._values:
+            raise KeyError(f"no {self.main} for {language!r}; there are {', '.join(self.languages)}")
+        return self._values[language]
+
+    @property
+    def languages(self) -> list[str]:
+        return list(self._values)
+
+    @property
+    def grid(self) -> HeadGrid:
+        return HeadGrid(*next(iter(self._values.values())).shape[1:])
+
+    @property
+    def n_texts(self) -> dict[str, int]:
+        return {language: len(values) for language, values in self._values.items()}
+
+    def take(self: P, rows: Sequence[int] | Mapping[str, Sequence[int]]) -> P:
+        """Only these texts, by row: the same rows of every language, or rows by language.
+
+        Raises:
+            IndexError: there is no such row.
+        """
+        chosen = rows if isinstance(rows, Mapping) else dict.fromkeys(self.languages, rows)
+        return self._map(lambda code, values: values[list(chosen[code])])
+
+    def select(self: P, languages: Sequence[str]) -> P:
+        """Only these languages, in this order."""
+        missing = [code for code in languages if code not in self._values]
+        if missing:
+            raise KeyError(
+                f"no {self.main} for {', '.join(missing)}; there are {', '.join(self.languages)}"
+            )
+        cut = {
+            part: {code: mapping[code] for code in languages}
+            for part, mapping in self._parts().items()
+        }
+        return replace(self, **cut)  # type: ignore[type-var]
+
+    def _map(self: P, change: Any) -> P:
+        changed = {
+            part: {code: change(code, values) for code, values in mapping.items()}
+            for part, mapping in self._parts().items()
+        }
+        return replace(self, **changed)  # type: ignore[type-var]
+
+    @classmethod
+    def concatenate(cls: type[P], parts: Sequence[P]) -> P:
+        """The texts of several results one after another; the card is the first one's."""
+        first = parts[0]
+        joined = {
+            name: {
+                code: torch.cat([part._parts()[name][code] for part in parts]) for code in mapping
+            }
+            for name, mapping in first._parts().items()
+        }
+        return replace(first, **joined)  # type: ignore[type-var]
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row a text and head: language, text, layer, head, value."""
+        frames = []
+        for language, values in self._values.items():
+            index = pd.MultiIndex.from_product(
+                [range(size) for size in values.shape], names=["text", "layer", "head"]
+            )
+            frame = pd.DataFrame({self.main.removesuffix("s"): values.flatten().numpy()}, index)
+            frames.append(frame.reset_index().assign(language=language))
+        table = pd.concat(frames, ignore_index=True)
+        return table[["language", *(c for c in table.columns if c != "language")]]
+
+    def _parts(self) -> dict[str, Mapping[str, Tensor]]:
+        """The fields that map languages to tensors; an empty one was not computed."""
+        found = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
+        return {
+            name: value
+            for name, value in found.items()
+            if isinstance(value, Mapping)
+            and value
+            and all(isinstance(v, Tensor) for v in value.values())
+        }
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {
+            f"{part}/{language}": tensor
+            for part, mapping in self._parts().items()
+            for language, tensor in mapping.items()
+        }
+
+    def _content(self) -> Card:
+        plain = {
+            f.name: getattr(self, f.name)
+            for f in fields(self)  # type: ignore[arg-type]
+            if f.name != "card" and f.name not in self._parts() and getattr(self, f.name)
+        }
+        return {"languages": self.languages, "parts": list(self._parts()), **plain}
+
+    @classmethod
+    def _from_tensors(cls: type[P], tensors: dict[str, Tensor], card: Card) -> P:
+        content = dict(card["content"])
+        languages = content.pop("languages")
+        names = content.pop("parts", ["gradients", "losses", "n_tokens"])
+        parts = {name: {code: tensors[f"{name}/{code}"] for code in languages} for name in names}
+        return cls(**parts, **content, card=card)  # type: ignore[call-arg]
