@@ -9,68 +9,122 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lahis_tl import plots
-    from lahis_tl.ablation import mean_head_outputs
+    from lahis_tl.ablation import (
+        AblationEffect,
+        Selectivity,
+        Sweep,
+        ablation_effect,
+        selectivity,
+        sweep_factors,
+        sweep_heads,
+    )
     from lahis_tl.access import grid_of, tokenizer_of
     from lahis_tl.artifacts import load
     from lahis_tl.authors import lahis_code
     from lahis_tl.cards import card_of
+    from lahis_tl.controls import matched_random_heads
     from lahis_tl.corpora import Corpus, load_corpus
+    from lahis_tl.effects import HeadEffects, exact_effects
     from lahis_tl.errors import ArtifactError, CorpusError, LahisError, ModelError
+    from lahis_tl.evaluation import TextLosses, perplexity
     from lahis_tl.gradients import HeadGradients, head_gradients
     from lahis_tl.heads import Head, HeadGrid, HeadSet
     from lahis_tl.losses import text_nll, token_nll
     from lahis_tl.masks import HeadMask, masked
+    from lahis_tl.means import mean_head_outputs
     from lahis_tl.models import load_model
     from lahis_tl.scores import HeadScores, register_score, score, score_methods
     from lahis_tl.selection import LanguageHeads, language_heads
+    from lahis_tl.sequential import UntilSure, score_until
+    from lahis_tl.statistics import Interval, ScoreCertainty, score_certainty
+    from lahis_tl.switched import label_tokens, switched_gradients, switched_perplexity
+    from lahis_tl.tested import SpecificityTest, specificity_test
 
 __version__ = version("lahis-tl")
 
 _HOME = {
-    "ablation": ["mean_head_outputs"],
+    "means": ["mean_head_outputs"],
     "access": ["grid_of", "tokenizer_of"],
     "artifacts": ["load"],
     "authors": ["lahis_code"],
     "cards": ["card_of"],
+    "controls": ["matched_random_heads"],
     "corpora": ["Corpus", "load_corpus"],
+    "effects": ["HeadEffects", "exact_effects"],
     "errors": ["ArtifactError", "CorpusError", "LahisError", "ModelError"],
     "gradients": ["HeadGradients", "head_gradients"],
     "heads": ["Head", "HeadGrid", "HeadSet"],
     "losses": ["text_nll", "token_nll"],
     "masks": ["HeadMask", "masked"],
     "models": ["load_model"],
+    "evaluation": ["TextLosses", "perplexity"],
     "scores": ["HeadScores", "register_score", "score", "score_methods"],
     "selection": ["LanguageHeads", "language_heads"],
+    "ablation": [
+        "AblationEffect",
+        "Selectivity",
+        "Sweep",
+        "ablation_effect",
+        "selectivity",
+        "sweep_factors",
+        "sweep_heads",
+    ],
+    "sequential": ["UntilSure", "score_until"],
+    "statistics": ["Interval", "ScoreCertainty", "score_certainty"],
+    "switched": ["label_tokens", "switched_gradients", "switched_perplexity"],
+    "tested": ["SpecificityTest", "specificity_test"],
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
 __all__ = [
+    "AblationEffect",
     "ArtifactError",
     "Corpus",
     "CorpusError",
     "Head",
+    "HeadEffects",
     "HeadGradients",
     "HeadGrid",
     "HeadMask",
     "HeadScores",
     "HeadSet",
+    "Interval",
     "LahisError",
     "LanguageHeads",
     "ModelError",
+    "ScoreCertainty",
+    "Selectivity",
+    "SpecificityTest",
+    "Sweep",
+    "TextLosses",
+    "UntilSure",
+    "ablation_effect",
     "card_of",
+    "exact_effects",
     "grid_of",
     "head_gradients",
+    "label_tokens",
     "lahis_code",
     "language_heads",
     "load",
     "load_corpus",
     "load_model",
     "masked",
+    "matched_random_heads",
     "mean_head_outputs",
+    "perplexity",
     "plots",
     "register_score",
     "score",
+    "score_certainty",
     "score_methods",
+    "score_until",
+    "selectivity",
+    "specificity_test",
+    "sweep_factors",
+    "sweep_heads",
+    "switched_gradients",
+    "switched_perplexity",
     "text_nll",
     "token_nll",
     "tokenizer_of",

@@ -1,49 +1,392 @@
-"""What heads put out on average, for mean ablation."""
+"""What taking sets of heads away does to each language, held against matched random sets."""
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from lahis_tl.access import LensModel, device_of, grid_of, run_layers
-from lahis_tl.batches import TokenIds, make_batches, tokenize
-from lahis_tl.corpora import Corpus
-from lahis_tl.masks import hooked_heads
+from lahis_tl.access import LensModel
+from lahis_tl.artifacts import Card
+from lahis_tl.batches import TokenIds
+from lahis_tl.controls import matched_random_heads
+from lahis_tl.corpora import Corpus, shared_texts
+from lahis_tl.evaluation import Evaluator
+from lahis_tl.heads import Head, HeadSet
+from lahis_tl.masks import HeadMask
+from lahis_tl.selection import LanguageHeads
+from lahis_tl.statistics import (
+    Interval,
+    bootstrap_means,
+    empirical_p,
+    mean_interval,
+    percentile_interval,
+)
 
 
-@torch.no_grad()
-def mean_head_outputs(
+@dataclass(frozen=True, eq=False)
+class AblationEffect:
+    """The change of the loss when a set of heads is scaled, beside matched random sets.
+
+    Attributes:
+        heads, factor: what was scaled, and by what (0: taken away).
+        change: language → float32 [text], nats per token; positive where the loss rises.
+        controls: language → float32 [draw], mean change under each random set.
+        control_sets: those sets.
+    """
+
+    heads: HeadSet
+    factor: float
+    change: Mapping[str, Float[Tensor, "_text"]]
+    controls: Mapping[str, Float[Tensor, "_draw"]]
+    control_sets: Sequence[HeadSet] = field(repr=False)
+    card: Card = field(default_factory=dict, repr=False)
+
+    def __repr__(self) -> str:
+        means = ", ".join(f"{code}: {float(v.mean()):+.3f}" for code, v in self.change.items())
+        return f"AblationEffect({len(self.heads)} heads × {self.factor:g}; {means} nats per token)"
+
+    def to_dataframe(self, level: float = 0.95) -> pd.DataFrame:
+        """One row a language: change with its paired interval, controls' mean and range, one-sided p."""
+        rows = []
+        for code, change in self.change.items():
+            interval, draws = mean_interval(change, level), self.controls[code]
+            rows.append(
+                {
+                    "language": code,
+                    "change": interval.value,
+                    "lower": interval.lower,
+                    "upper": interval.upper,
+                    "control_mean": float(draws.mean()),
+                    "control_lower": float(draws.quantile((1 - level) / 2)),
+                    "control_upper": float(draws.quantile((1 + level) / 2)),
+                    "p": empirical_p(interval.value, draws),
+                    "texts": len(change),
+                    "draws": len(draws),
+                }
+            )
+        return pd.DataFrame(rows)
+
+
+def ablation_effect(
     model: LensModel,
     corpus: Corpus | TokenIds,
+    heads: HeadSet,
     *,
+    factor: float = 0.0,
+    draws: int = 100,
+    match: str = "nearest",
+    exclude: Sequence[Head] = (),
+    scored: Mapping[str, Any] | None = None,
+    seed: int = 0,
     max_tokens: int | None = 512,
-    batch_tokens: int = 1024,
+    batch_tokens: int = 2048,
     progress: bool = True,
-) -> Float[Tensor, "layer head d_head"]:
-    """Each head's output z averaged over all tokens of all texts, float32.
+) -> AblationEffect:
+    """Scale a set of heads, and as many random ones of the same layers ``draws`` times over.
 
-    >>> means = mean_head_outputs(model, corpus)                         # doctest: +SKIP
-    >>> with masked(model, HeadMask.mean_ablation(heads, means)):        # doctest: +SKIP
-    ...     loss = model(ids, attention_mask=attention_mask, return_type="loss")
+    >>> effect = ablation_effect(model, unseen, heads.specific["fr"])      # doctest: +SKIP
+    >>> effect.to_dataframe()[["language", "change", "control_mean", "p"]]  # doctest: +SKIP
+
+    Args:
+        corpus: texts on which the heads were *not* chosen.
+        factor: what the heads are multiplied by; 0 takes them away.
+        draws, match, exclude, seed: of the random sets, see ``matched_random_heads``.
+        scored: the card of the result that the heads came from; texts of it are refused.
+
+    Raises:
+        ValueError: the set is empty, cannot be matched, or texts were scored before.
     """
-    grid, device = grid_of(model), device_of(model)
-    sums = [torch.zeros(()) for _ in range(grid.n_layers)]
-    n_tokens = 0
-    for batch in tqdm(
-        make_batches(tokenize(model, corpus, max_tokens), batch_tokens),
-        unit="batch",
-        disable=not progress,
-    ):
-        mask = batch.attention_mask.to(device)
+    refuse_scored_texts(scored, corpus)
+    sets = matched_random_heads(heads, draws, match=match, exclude=exclude, seed=seed)
+    evaluator = Evaluator(model, corpus, max_tokens, batch_tokens)
+    masks = [HeadMask.scaling(members, factor) for members in (heads, *sets)]
+    plain, *rest = evaluator.nll([None, *masks], progress)
+    changes = torch.stack(rest) - plain
+    means = evaluator.language_means(changes[1:])
+    return AblationEffect(
+        heads=heads,
+        factor=factor,
+        change=evaluator.by_language(changes[0]),
+        controls={code: means[:, i] for i, code in enumerate(evaluator.languages)},
+        control_sets=sets,
+        card=evaluator.card,
+    )
 
-        def add(layer: int, mask: Tensor = mask):
-            def note(z: Tensor) -> None:
-                real = mask.to(z.device).bool()
-                sums[layer] = sums[layer] + z[real].double().sum(0).cpu()
 
-            return note
+def refuse_scored_texts(card: Mapping[str, Any] | None, corpus: Corpus | TokenIds) -> None:
+    """
+    Raises:
+        ValueError: some texts are those of the scores, so that a test on them would flatter.
+    """
+    if card is None or not isinstance(corpus, Corpus):
+        return
+    common = shared_texts(card.get("corpus", {}), corpus)
+    if common:
+        counts = ", ".join(f"{n} in {code}" for code, n in common.items())
+        raise ValueError(
+            f"these texts were scored already ({counts}); test on others: "
+            "scoring, testing = corpus.split(...)"
+        )
 
-        with hooked_heads(model, {layer: add(layer) for layer in range(grid.n_layers)}):
-            run_layers(model, batch.ids.to(device))
-        n_tokens += int(mask.sum())
-    return (torch.stack(sums) / n_tokens).float()
+
+@dataclass(frozen=True, eq=False)
+class Selectivity:
+    """Languages × languages: heads of the row off, text of the column.
+
+    Attributes:
+        rows, columns: languages of the heads and of the texts.
+        change: float32 [row, column, text], nats per token; positive where the loss rises.
+        controls: float32 [row, draw, column], mean change under matched random sets.
+    """
+
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+    change: Mapping[tuple[str, str], Float[Tensor, "_text"]]
+    controls: Float[Tensor, "row draw column"]
+    card: Card = field(default_factory=dict, repr=False)
+
+    def __repr__(self) -> str:
+        return f"Selectivity({len(self.rows)} × {len(self.columns)}; diagonal minus rest {self.contrast()})"
+
+    @property
+    def matrix(self) -> Float[Tensor, "row column"]:
+        """Mean change of the loss, nats per token."""
+        return torch.tensor(
+            [[float(self.change[r, c].mean()) for c in self.columns] for r in self.rows]
+        )
+
+    def contrast(self, row: str | None = None, level: float = 0.95) -> Interval:
+        """Change in the heads' own language minus the mean change in the others.
+
+        Of one row, or the mean over rows; the interval is over texts, of a parallel corpus resampled
+        together in all languages.
+        """
+        rows = self.rows if row is None else (row,)
+        means = {key: change.mean() for key, change in self.change.items()}
+        draws = {key: bootstrap_means(change) for key, change in self.change.items()}
+        value = float(self._contrast(means, rows))
+        return percentile_interval(value, self._contrast(draws, rows), level)
+
+    def p_value(self, row: str | None = None) -> float:
+        """Share of matched random sets whose contrast is at least as high; one-sided."""
+        controls = {
+            (r, c): self.controls[i, :, j]
+            for i, r in enumerate(self.rows)
+            for j, c in enumerate(self.columns)
+        }
+        rows = self.rows if row is None else (row,)
+        return empirical_p(self.contrast(row).value, self._contrast(controls, rows))
+
+    def _contrast(
+        self, values: Mapping[tuple[str, str], Tensor], rows: Sequence[str]
+    ) -> Float[Tensor, "*draw"]:
+        """Own language minus the mean of the others, mean over rows."""
+        each = []
+        for r in rows:
+            others = [values[r, c] for c in self.columns if c != r]
+            each.append(values[r, r] - torch.stack(others).mean(0))
+        return torch.stack(each).mean(0)
+
+    def to_dataframe(self, level: float = 0.95) -> pd.DataFrame:
+        """One row a cell: heads_of, text_in, change with interval, controls' mean, one-sided p."""
+        table = []
+        for i, r in enumerate(self.rows):
+            for j, c in enumerate(self.columns):
+                interval, draws = mean_interval(self.change[r, c], level), self.controls[i, :, j]
+                table.append(
+                    {
+                        "heads_of": r,
+                        "text_in": c,
+                        "change": interval.value,
+                        "lower": interval.lower,
+                        "upper": interval.upper,
+                        "control_mean": float(draws.mean()),
+                        "p": empirical_p(interval.value, draws),
+                    }
+                )
+        return pd.DataFrame(table)
+
+
+def selectivity(
+    model: LensModel,
+    heads: LanguageHeads | Mapping[str, HeadSet],
+    corpus: Corpus,
+    *,
+    factor: float = 0.0,
+    draws: int = 100,
+    match: str = "nearest",
+    seed: int = 0,
+    max_tokens: int | None = 512,
+    batch_tokens: int = 2048,
+    progress: bool = True,
+) -> Selectivity:
+    """Take each language's heads away and measure the loss in every language.
+
+    >>> result = selectivity(model, heads, unseen)      # doctest: +SKIP
+    >>> result.contrast("fr"), result.p_value("fr")     # doctest: +SKIP
+
+    Args:
+        heads: language-specific heads; of a ``LanguageHeads`` the languages that have any. Its card says
+            which texts were scored; they are refused.
+        draws, match, seed: of the random sets of each row; general heads are never among them.
+
+    Raises:
+        ValueError: fewer than two languages of texts, no heads, a row whose language has no texts, or
+            texts that were scored.
+    """
+    sets, general, card = _sets_of(heads)
+    refuse_scored_texts(card, corpus)
+    absent = [code for code in sets if code not in corpus.languages]
+    if absent or len(corpus.languages) < 2:
+        raise ValueError(
+            f"selectivity needs texts in at least two languages and in those of the heads; the corpus has "
+            f"{', '.join(corpus.languages)}, not {', '.join(absent) or 'a second one'}"
+        )
+    evaluator = Evaluator(model, corpus, max_tokens, batch_tokens)
+    (plain,) = evaluator.nll([None], progress=False)
+    change: dict[tuple[str, str], Tensor] = {}
+    controls = []
+    for row, members in sets.items():
+        drawn = matched_random_heads(members, draws, match=match, exclude=general, seed=seed)
+        masks = [HeadMask.scaling(each, factor) for each in (members, *drawn)]
+        moved = evaluator.nll(masks, progress, f"heads of {row}") - plain
+        change |= {(row, c): v for c, v in evaluator.by_language(moved[0]).items()}
+        controls.append(evaluator.language_means(moved[1:]))
+    return Selectivity(
+        rows=tuple(sets),
+        columns=tuple(evaluator.languages),
+        change=change,
+        controls=torch.stack(controls),
+        card=evaluator.card,
+    )
+
+
+def _sets_of(
+    heads: LanguageHeads | Mapping[str, HeadSet],
+) -> tuple[dict[str, HeadSet], Sequence[Head], Mapping[str, Any] | None]:
+    if isinstance(heads, LanguageHeads):
+        sets, general, card = dict(heads.specific), list(heads.general), heads.card
+    else:
+        sets, general, card = dict(heads), [], None
+    sets = {code: members for code, members in sets.items() if len(members)}
+    if not sets:
+        raise ValueError("no language has specific heads, so there is nothing to take away")
+    return sets, general, card
+
+
+@dataclass(frozen=True, eq=False)
+class Sweep:
+    """The change of the loss along a row of masks.
+
+    Attributes:
+        what: what is varied, ``"heads"`` or ``"factor"``.
+        steps: its values.
+        change: float32 [step, text] by language, nats per token.
+        controls: float32 [step, draw] by language, mean change under matched random sets.
+    """
+
+    what: str
+    steps: tuple[float, ...]
+    change: Mapping[str, Float[Tensor, "step _text"]]
+    controls: Mapping[str, Float[Tensor, "step _draw"]]
+    card: Card = field(default_factory=dict, repr=False)
+
+    def to_dataframe(self, level: float = 0.95) -> pd.DataFrame:
+        """One row a step and language: change with interval, controls' mean and range, one-sided p."""
+        rows = []
+        for code, values in self.change.items():
+            for step, change, draws in zip(self.steps, values, self.controls[code], strict=True):
+                interval = mean_interval(change, level)
+                rows.append(
+                    {
+                        self.what: step,
+                        "language": code,
+                        "change": interval.value,
+                        "lower": interval.lower,
+                        "upper": interval.upper,
+                        "control_mean": float(draws.mean()),
+                        "control_lower": float(draws.min()),
+                        "control_upper": float(draws.max()),
+                        "p": empirical_p(interval.value, draws),
+                    }
+                )
+        return pd.DataFrame(rows)
+
+
+def sweep_heads(
+    model: LensModel,
+    corpus: Corpus | TokenIds,
+    ranked: HeadSet,
+    counts: Sequence[int] = (1, 2, 5, 10, 20),
+    **options: Any,
+) -> Sweep:
+    """Take the first 1, 2, 5, ... heads of a ranking away.
+
+    Args:
+        ranked: heads, best first, as ``scores.top(20, "fr")``.
+        options: as in ``sweep_factors``, and ``factor``.
+
+    Raises:
+        ValueError: a count beyond the ranking.
+    """
+    if not counts or min(counts) < 1 or max(counts) > len(ranked):
+        raise ValueError(
+            f"counts {list(counts)} must lie between 1 and the {len(ranked)} ranked heads"
+        )
+    factor = options.pop("factor", 0.0)
+    return _sweep(model, corpus, "heads", counts, [(ranked[:k], factor) for k in counts], **options)
+
+
+def sweep_factors(
+    model: LensModel,
+    corpus: Corpus | TokenIds,
+    heads: HeadSet,
+    factors: Sequence[float] = (0.0, 0.5, 1.5, 2.0, 3.0),
+    **options: Any,
+) -> Sweep:
+    """Scale the same heads by several factors: the dose and its response.
+
+    Args:
+        options: ``draws`` (20), ``match``, ``seed`` of the random sets; ``scored``, the card of the result
+            that the heads came from; ``max_tokens``, ``batch_tokens``, ``progress``.
+    """
+    return _sweep(model, corpus, "factor", factors, [(heads, f) for f in factors], **options)
+
+
+def _sweep(
+    model: LensModel,
+    corpus: Corpus | TokenIds,
+    what: str,
+    steps: Sequence[float],
+    settings: Sequence[tuple[HeadSet, float]],
+    *,
+    draws: int = 20,
+    match: str = "nearest",
+    scored: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    max_tokens: int | None = 512,
+    batch_tokens: int = 2048,
+    progress: bool = True,
+) -> Sweep:
+    refuse_scored_texts(scored, corpus)
+    evaluator = Evaluator(model, corpus, max_tokens, batch_tokens)
+    (plain,) = evaluator.nll([None], progress=False)
+    changes, controls = [], []
+    for step, (heads, factor) in zip(steps, settings, strict=True):
+        sets = [heads, *matched_random_heads(heads, draws, match=match, seed=seed)]
+        masks = [HeadMask.scaling(each, factor) for each in sets]
+        moved = evaluator.nll(masks, progress, f"{what} {step:g}") - plain
+        changes.append(moved[0])
+        controls.append(evaluator.language_means(moved[1:]))
+    by_step, drawn = torch.stack(changes), torch.stack(controls)
+    return Sweep(
+        what=what,
+        steps=tuple(steps),
+        change={code: by_step[:, rows] for code, rows in evaluator.rows.items()},
+        controls={code: drawn[:, :, i] for i, code in enumerate(evaluator.languages)},
+        card=evaluator.card,
+    )

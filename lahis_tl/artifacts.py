@@ -29,6 +29,8 @@ _HOMES = {
     "head_gradients": "lahis_tl.gradients",
     "head_effects": "lahis_tl.effects",
     "head_scores": "lahis_tl.scores",
+    "score_certainty": "lahis_tl.statistics",
+    "specificity_test": "lahis_tl.tested",
     "language_heads": "lahis_tl.selection",
 }
 Card = dict[str, Any]

@@ -100,6 +100,7 @@ class Corpus:
             "parallel": self.parallel,
             "dropped": dict(self.dropped),
             "history": list(self.history),
+            "fingerprints": {code: fingerprints(texts) for code, texts in self.texts.items()},
         }
 
     def select(self, languages: Iterable[str]) -> "Corpus":
@@ -164,6 +165,31 @@ class Corpus:
                 for i, text in enumerate(texts)
             ]
         )
+
+
+_FINGERPRINT = (
+    8  # characters of a text's hash on a card: enough to know texts of one data set apart
+)
+
+
+def fingerprints(texts: Iterable[str]) -> str:
+    """Short hashes of texts, run together."""
+    digests = (hashlib.sha256(text.encode("utf-8", "replace")).hexdigest() for text in texts)
+    return "".join(digest[:_FINGERPRINT] for digest in digests)
+
+
+def shared_texts(card: Mapping[str, Any], corpus: Corpus) -> dict[str, int]:
+    """How many texts a corpus has in common with the one that a result's card tells of, by language."""
+
+    def parts(run: str) -> set[str]:
+        return {run[i : i + _FINGERPRINT] for i in range(0, len(run), _FINGERPRINT)}
+
+    known = card.get("fingerprints", {})
+    common = {
+        code: len(parts(known.get(code, "")) & parts(fingerprints(texts)))
+        for code, texts in corpus.texts.items()
+    }
+    return {code: n for code, n in common.items() if n}
 
 
 def load_corpus(

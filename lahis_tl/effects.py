@@ -5,14 +5,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from lahis_tl.ablation import mean_head_outputs
 from lahis_tl.access import LensModel, device_of, grid_of, run_layers
 from lahis_tl.artifacts import Card
 from lahis_tl.batches import Batch, TokenIds, make_batches, tokenize
@@ -21,9 +20,9 @@ from lahis_tl.corpora import Corpus
 from lahis_tl.errors import ModelError
 from lahis_tl.heads import Head, HeadLike, HeadSet
 from lahis_tl.masks import hooked_heads
+from lahis_tl.means import mean_head_outputs
 from lahis_tl.per_text import PerTextHeads
 from lahis_tl.replay import Replay, record
-from lahis_tl.scores import HeadScores
 from lahis_tl.shards import ShardStore
 
 ABLATIONS = ("zero", "mean", "resample")
@@ -59,26 +58,6 @@ class HeadEffects(PerTextHeads):
         """The heads that were ablated, layer-major."""
         done = ~torch.stack([torch.isnan(e).any(0) for e in self.effects.values()]).any(0)
         return HeadSet(self.grid, (Head(*pair) for pair in done.nonzero().tolist()))
-
-    def to_scores(self) -> HeadScores:
-        """Mean effects as scores, to rank, choose and draw heads by.
-
-        Raises:
-            ValueError: some heads were not ablated.
-        """
-        if len(self.heads) < self.grid.size:
-            raise ValueError(
-                f"only {len(self.heads)} of {self.grid.size} heads were ablated; scores need all"
-            )
-        return HeadScores(
-            values=torch.stack([e.mean(0) for e in self.effects.values()]),
-            languages=tuple(self.languages),
-            method=f"exact ({self.ablation})",
-            unit="nats per token",
-            sign="positive: removal raises the loss",
-            n_texts=tuple(self.n_texts.values()),
-            card={k: self.card[k] for k in ("model", "corpus", "settings") if k in self.card},
-        )
 
 
 def exact_effects(

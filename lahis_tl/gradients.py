@@ -15,6 +15,7 @@ from lahis_tl.artifacts import Card
 from lahis_tl.batches import Batch, TokenIds, make_batches, tokenize
 from lahis_tl.cards import card_of
 from lahis_tl.corpora import Corpus
+from lahis_tl.curvature import batch_curvature
 from lahis_tl.errors import ModelError
 from lahis_tl.losses import text_nll
 from lahis_tl.masks import masked
@@ -31,6 +32,9 @@ class HeadGradients(PerTextHeads):
             where more of the head lowers the loss, so where it helps.
         losses: language → float32 [text], mean NLL in nats per token.
         n_tokens: language → int64 [text], number of predicted tokens.
+        curvature: language → float32 [text, layer, head], the diagonal Fisher information of the mask for
+            mean NLL, in nats per token and squared unit of mask; empty where it was not asked for.
+        curvature_error: its standard error over the draws of labels, likewise.
         card: birth certificate: model, corpus, settings.
     """
 
@@ -39,6 +43,8 @@ class HeadGradients(PerTextHeads):
     gradients: Mapping[str, Float[Tensor, "_text layer head"]]
     losses: Mapping[str, Float[Tensor, "_text"]]
     n_tokens: Mapping[str, Int[Tensor, "_text"]]
+    curvature: Mapping[str, Float[Tensor, "_text layer head"]] = field(default_factory=dict)
+    curvature_error: Mapping[str, Float[Tensor, "_text layer head"]] = field(default_factory=dict)
     card: Card = field(default_factory=dict, repr=False)
 
     @property
@@ -52,6 +58,8 @@ def head_gradients(
     *,
     max_tokens: int | None = 512,
     batch_tokens: int = 1024,
+    curvature_draws: int = 0,
+    seed: int = 0,
     checkpoint: str | Path | None = None,
     progress: bool = True,
 ) -> HeadGradients:
@@ -70,42 +78,58 @@ def head_gradients(
         corpus: texts, or token ids by language as they should be fed.
         max_tokens: longer texts are cut there; None for the model's context.
         batch_tokens: most tokens, padding included, in one pass; bounds memory, does not change results.
+        curvature_draws: labels to draw for the curvature, which ``second_order`` needs: one more forward
+            pass, and one more backward pass a draw; at least 2, for an error. 0 for no curvature.
+        seed: of those draws.
         checkpoint: a folder to which finished batches go, and from which an interrupted run goes on.
 
     Raises:
         CorpusError: a text with fewer than two tokens.
+        ValueError: one draw of labels.
         ModelError: no per-head output, or a loss or gradient that is not finite, with the text's name.
         ArtifactError: ``checkpoint`` belongs to a run with other settings.
     """
+    if curvature_draws < 0 or curvature_draws == 1:
+        raise ValueError(f"curvature_draws={curvature_draws} must be 0, or 2 and more")
     token_ids = tokenize(model, corpus, max_tokens)
     batches = make_batches(token_ids, batch_tokens)
+    settings: dict[str, Any] = {"max_tokens": max_tokens, "batch_tokens": batch_tokens}
+    if curvature_draws:
+        settings |= {"curvature_draws": curvature_draws, "seed": seed}
     card = {
         "model": card_of(model),
         "corpus": corpus.card if isinstance(corpus, Corpus) else {"source": "token ids"},
-        "settings": {"max_tokens": max_tokens, "batch_tokens": batch_tokens},
+        "settings": settings,
     }
     store = ShardStore(checkpoint, card, token_ids)
-    n_tokens = {c: torch.tensor([len(ids) - 1 for ids in t]) for c, t in token_ids.items()}
-    grid = grid_of(model)
-    gradients = {code: torch.empty(len(texts), *grid.shape) for code, texts in token_ids.items()}
-    losses = {code: torch.empty(len(texts)) for code, texts in token_ids.items()}
+    found: dict[str, dict[str, Tensor]] = {}
     with tqdm(total=sum(map(len, token_ids.values())), unit="text", disable=not progress) as bar:
-        for batch, part in _each_batch(model, batches, store):
-            for row, (code, index) in enumerate(batch.keys):
-                gradients[code][index] = part["gradients"][row]
-                losses[code][index] = part["losses"][row]
+        for batch, part in _each_batch(model, batches, store, curvature_draws, seed):
+            for name, values in part.items():
+                for row, (code, index) in enumerate(batch.keys):
+                    by_language = found.setdefault(name, _room(token_ids, values))
+                    by_language[code][index] = values[row]
             bar.update(len(batch.keys))
-    return HeadGradients(gradients, losses, n_tokens, card)
+    found["n_tokens"] = {c: torch.tensor([len(ids) - 1 for ids in t]) for c, t in token_ids.items()}
+    return HeadGradients(**found, card=card)
+
+
+def _room(token_ids: TokenIds, values: Tensor) -> dict[str, Tensor]:
+    return {code: values.new_empty(len(t), *values.shape[1:]) for code, t in token_ids.items()}
 
 
 def _each_batch(
-    model: LensModel, batches: list[Batch], store: ShardStore
-) -> Iterator[tuple[Batch, dict[str, Any]]]:
+    model: LensModel, batches: list[Batch], store: ShardStore, draws: int, seed: int
+) -> Iterator[tuple[Batch, dict[str, Tensor]]]:
     for number, batch in enumerate(batches):
         part = store.read(number)
         if part is None:
             gradient, loss = batch_gradients(model, batch)
             part = {"gradients": gradient, "losses": loss}
+            if draws:
+                curvature = batch_curvature(model, batch, draws, seed=1_000_003 * seed + number)
+                part["curvature"] = curvature.mean(0)
+                part["curvature_error"] = curvature.std(0) / draws**0.5
             store.write(number, part)
         yield batch, part
 

@@ -73,6 +73,33 @@ def chunked_nll(
     return _ChunkedNLL.apply(hidden, targets, unembedding)  # type: ignore[return-value]
 
 
+@torch.no_grad()
+def drawn_label_gradients(
+    hidden: Float[Tensor, "row d_model"],
+    unembedding: Unembedding,
+    draws: int,
+    generator: torch.Generator,
+) -> Float[Tensor, "draw row d_model"]:
+    """d NLL / d hidden for labels that are drawn from the model's own prediction, ``draws`` for each row.
+
+    All draws share one product with the unembedding: the gradient is that of the expected label less
+    the drawn label's row.
+    """
+    weight = unembedding.weight
+    found = hidden.new_empty(draws, *hidden.shape)
+    for rows in _row_blocks(len(hidden), len(weight)):
+        logits = unembedding(hidden[rows])
+        slope = _softcap_slope(logits, unembedding)
+        slope = torch.ones_like(logits[:1, :1]).expand_as(logits) if slope is None else slope
+        slope = slope * unembedding.scale
+        p = logits.softmax(-1)
+        labels = torch.multinomial(p, draws, replacement=True, generator=generator)
+        expected = (p * slope).to(hidden.dtype) @ weight
+        at_label = slope.gather(1, labels).to(hidden.dtype)[..., None] * weight[labels]
+        found[:, rows] = expected - at_label.transpose(0, 1)
+    return found
+
+
 def predicted_positions(
     attention_mask: Int[Tensor, "batch pos"],
 ) -> Bool[Tensor, "batch pos_minus_1"]:

@@ -34,7 +34,7 @@ class PerTextHeads(Artifact):
         grids = {language: tuple(v.shape[1:]) for language, v in self._values.items()}
         if len(set(grids.values())) != 1:
             raise ValueError(f"all languages need one grid of heads, but have {grids}")
-        for part, mapping in self._parts().items():
+        for part, mapping in self.parts.items():
             for language, values in self._values.items():
                 if language not in mapping or len(mapping[language]) != len(values):
                     found = len(mapping[language]) if language in mapping else "no"
@@ -48,7 +48,9 @@ class PerTextHeads(Artifact):
 
     def __getitem__(self, language: str) -> Float[Tensor, "text layer head"]:
         if language not in self._values:
-            raise KeyError(f"no {self.main} for {language!r}; there are {', '.join(self.languages)}")
+            raise KeyError(
+                f"no {self.main} for {language!r}; there are {', '.join(self.languages)}"
+            )
         return self._values[language]
 
     @property
@@ -62,6 +64,11 @@ class PerTextHeads(Artifact):
     @property
     def n_texts(self) -> dict[str, int]:
         return {language: len(values) for language, values in self._values.items()}
+
+    @property
+    def origin(self) -> Card:
+        """What a result made of this one says of where it came from."""
+        return {k: self.card[k] for k in ("model", "corpus", "settings") if k in self.card}
 
     def take(self: P, rows: Sequence[int] | Mapping[str, Sequence[int]]) -> P:
         """Only these texts, by row: the same rows of every language, or rows by language.
@@ -81,14 +88,14 @@ class PerTextHeads(Artifact):
             )
         cut = {
             part: {code: mapping[code] for code in languages}
-            for part, mapping in self._parts().items()
+            for part, mapping in self.parts.items()
         }
         return replace(self, **cut)  # type: ignore[type-var]
 
     def _map(self: P, change: Any) -> P:
         changed = {
             part: {code: change(code, values) for code, values in mapping.items()}
-            for part, mapping in self._parts().items()
+            for part, mapping in self.parts.items()
         }
         return replace(self, **changed)  # type: ignore[type-var]
 
@@ -97,10 +104,8 @@ class PerTextHeads(Artifact):
         """The texts of several results one after another; the card is the first one's."""
         first = parts[0]
         joined = {
-            name: {
-                code: torch.cat([part._parts()[name][code] for part in parts]) for code in mapping
-            }
-            for name, mapping in first._parts().items()
+            name: {code: torch.cat([part.parts[name][code] for part in parts]) for code in mapping}
+            for name, mapping in first.parts.items()
         }
         return replace(first, **joined)  # type: ignore[type-var]
 
@@ -111,13 +116,15 @@ class PerTextHeads(Artifact):
             index = pd.MultiIndex.from_product(
                 [range(size) for size in values.shape], names=["text", "layer", "head"]
             )
-            frame = pd.DataFrame({self.main.removesuffix("s"): values.flatten().numpy()}, index)
-            frames.append(frame.reset_index().assign(language=language))
-        table = pd.concat(frames, ignore_index=True)
-        return table[["language", *(c for c in table.columns if c != "language")]]
+            name = self.main.removesuffix("s")
+            frame = pd.DataFrame({name: values.flatten().numpy()}, index).reset_index()
+            frame.insert(0, "language", language)
+            frames.append(frame)
+        return pd.concat(frames, ignore_index=True)
 
-    def _parts(self) -> dict[str, Mapping[str, Tensor]]:
-        """The fields that map languages to tensors; an empty one was not computed."""
+    @property
+    def parts(self) -> dict[str, Mapping[str, Tensor]]:
+        """The fields that map languages to tensors, by name; those that were not computed are left out."""
         found = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
         return {
             name: value
@@ -130,7 +137,7 @@ class PerTextHeads(Artifact):
     def _tensors(self) -> dict[str, Tensor]:
         return {
             f"{part}/{language}": tensor
-            for part, mapping in self._parts().items()
+            for part, mapping in self.parts.items()
             for language, tensor in mapping.items()
         }
 
@@ -138,9 +145,9 @@ class PerTextHeads(Artifact):
         plain = {
             f.name: getattr(self, f.name)
             for f in fields(self)  # type: ignore[arg-type]
-            if f.name != "card" and f.name not in self._parts() and getattr(self, f.name)
+            if f.name != "card" and f.name not in self.parts and getattr(self, f.name)
         }
-        return {"languages": self.languages, "parts": list(self._parts()), **plain}
+        return {"languages": self.languages, "parts": list(self.parts), **plain}
 
     @classmethod
     def _from_tensors(cls: type[P], tensors: dict[str, Tensor], card: Card) -> P:

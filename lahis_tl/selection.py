@@ -14,7 +14,9 @@ from torch import Tensor
 
 from lahis_tl.artifacts import Artifact, Card
 from lahis_tl.heads import HeadGrid, HeadSet, top_heads
-from lahis_tl.scores import HeadScores
+from lahis_tl.per_text import PerTextHeads
+from lahis_tl.scores import HeadScores, score
+from lahis_tl.tested import specificity_test
 
 _ROUNDINGS = {"down": ROUND_FLOOR, "up": ROUND_CEILING, "nearest": ROUND_HALF_UP}
 
@@ -118,7 +120,7 @@ class LanguageHeads(Artifact):
 
 
 def language_heads(
-    scores: HeadScores,
+    source: HeadScores | PerTextHeads,
     rule: str = "authors",
     **options: Any,
 ) -> LanguageHeads:
@@ -126,17 +128,29 @@ def language_heads(
 
     >>> heads = language_heads(scores)                                      # doctest: +SKIP
     >>> heads = language_heads(scores, "contrastive", fraction=0.02, rounding="up")   # doctest: +SKIP
+    >>> heads = language_heads(grads, "tested", fdr=0.05, method="sensitivity")       # doctest: +SKIP
 
     Args:
-        rule: ``"authors"`` (options ``quantile``, ``min_languages``; see ``authors_rule``) or
-            ``"contrastive"`` (options ``fraction``, ``rounding``; see ``contrastive_rule``).
+        source: scores; or gradients or exact effects, scored by ``lahis`` or ``exact``. The tested rule
+            needs the latter, since it compares texts.
+        rule: ``"authors"`` (options ``quantile``, ``min_languages``; see ``authors_rule``),
+            ``"contrastive"`` (``fraction``, ``rounding``; see ``contrastive_rule``) or ``"tested"``
+            (``fdr``, ``method``, ``permutations``, ``seed``; see ``tested_rule``).
 
     Raises:
-        ValueError: unknown rule, or an option out of its range.
+        ValueError: unknown rule, an option out of its range, or scores where per-text values are needed.
         TypeError: an option that the rule does not have.
     """
     if rule not in RULES:
         raise ValueError(f"there is no rule {rule!r}; there are {', '.join(RULES)}")
+    if rule == "tested":
+        if isinstance(source, HeadScores):
+            raise ValueError(
+                "the tested rule compares texts, but scores are means over texts; give it the "
+                "gradients or exact effects that they come from"
+            )
+        return tested_rule(source, **options)
+    scores = source if isinstance(source, HeadScores) else score(source)
     return RULES[rule](scores, **options)
 
 
@@ -164,8 +178,9 @@ def authors_rule(
     kept = {code: _above_quantile(scores[code], quantile) for code in scores.languages}
     votes = Counter(head for heads in kept.values() for head in heads)
     general = [head for head, count in votes.most_common() if count >= needed]
+    options = {"quantile": float(quantile), "min_languages": needed}
     return _language_heads(
-        scores, kept, general, "authors", {"quantile": float(quantile), "min_languages": needed}
+        scores.grid, kept, general, "authors", options, scores.method, scores.card
     )
 
 
@@ -203,37 +218,85 @@ def contrastive_rule(
     taken = {head for heads in kept.values() for head in heads}
     lowest = top_heads(shares.min(0).values, scores.grid.size)
     general = [head for head in lowest if head not in taken][:count]
+    options = {"fraction": float(fraction), "rounding": rounding}
     return _language_heads(
-        scores, kept, general, "contrastive", {"fraction": float(fraction), "rounding": rounding}
+        scores.grid, kept, general, "contrastive", options, scores.method, scores.card
+    )
+
+
+def tested_rule(
+    source: PerTextHeads,
+    fdr: float = 0.05,
+    method: str | None = None,
+    permutations: int = 20_000,
+    seed: int = 0,
+    **options: Any,
+) -> LanguageHeads:
+    """Heads that pass a permutation test, at a false discovery rate of ``fdr``.
+
+    Specific: the head's share of the score is higher in the language than elsewhere beyond chance, best
+    contrast first. General: above a random head's share in every language, and specific to none; see
+    ``specificity_test``.
+
+    Args:
+        fdr: expected share of wrong ones among the heads found, by Benjamini-Hochberg.
+        method: the score whose per-text values are tested; ``lahis`` by default, of effects ``exact``.
+
+    Raises:
+        ValueError: ``fdr`` is not between 0 and 1, or there are too few texts.
+    """
+    if not 0 < fdr < 1:
+        raise ValueError(f"fdr={fdr} must lie between 0 and 1")
+    test = specificity_test(source, method, permutations=permutations, seed=seed, **options)
+    kept = {}
+    for i, code in enumerate(test.languages):
+        passed = int((test.specific_q[i] <= fdr).sum())
+        ranking = torch.where(test.specific_q[i] <= fdr, test.contrast[i], -torch.inf)
+        kept[code] = top_heads(ranking, passed)
+    taken = {head for heads in kept.values() for head in heads}
+    candidates = top_heads(test.lowest_share, test.grid.size)
+    general = [h for h in candidates if test.general_q[h] <= fdr and h not in taken]
+    everywhere = {code: HeadSet(test.grid, [*heads, *general]) for code, heads in kept.items()}
+    return _language_heads(
+        test.grid,
+        everywhere,
+        general,
+        "tested",
+        {"fdr": float(fdr), "permutations": permutations, "seed": seed},
+        test.method,
+        source.origin,
     )
 
 
 RULES: dict[str, Callable[..., LanguageHeads]] = {
     "authors": authors_rule,
     "contrastive": contrastive_rule,
+    "tested": tested_rule,
 }
 
 
 def _language_heads(
-    scores: HeadScores,
+    grid: HeadGrid,
     kept: dict[str, HeadSet],
     general: list[Any],
     rule: str,
     options: dict[str, Any],
+    method: str,
+    card: Card,
 ) -> LanguageHeads:
     shared = set(general)
     specific = {
-        code: HeadSet(scores.grid, (head for head in heads if head not in shared))
+        code: HeadSet(grid, (head for head in heads if head not in shared))
         for code, heads in kept.items()
     }
     return LanguageHeads(
         specific=specific,
-        general=HeadSet(scores.grid, general),
+        general=HeadSet(grid, general),
         kept=kept,
         rule=rule,
         options=options,
-        method=scores.method,
-        card={k: scores.card[k] for k in ("model", "corpus", "settings") if k in scores.card},
+        method=method,
+        card={k: card[k] for k in ("model", "corpus", "settings") if k in card},
     )
 
 

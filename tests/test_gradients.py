@@ -35,7 +35,7 @@ def test_micro_model_by_hand(build):
     losses = torch.tensor([math.log(2), -math.log(q), (math.log(2) - math.log(1 - q)) / 2])
     torch.testing.assert_close(grads.losses["x"], losses, rtol=1e-5, atol=1e-6)
     assert grads.n_tokens["x"].tolist() == [1, 1, 2]
-    scores = {name: lt.score(grads, name)["x"][0] for name in lt.score_methods()}
+    scores = {name: lt.score(grads, name)["x"][0] for name in ("lahis", "lahis_code", "taylor")}
     g0, g1 = expected.T
     torch.testing.assert_close(scores["taylor"], -expected.mean(0), rtol=1e-5, atol=1e-6)
     assert scores["lahis"][0] == pytest.approx(-float(g0[g0 < 0].sum()) / 3, rel=1e-5)

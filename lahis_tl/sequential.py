@@ -1,0 +1,204 @@
+"""Score texts until the answer is sure enough, with a correction for having looked on the way."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lahis_tl.access import LensModel
+from lahis_tl.batches import tokenize
+from lahis_tl.corpora import Corpus
+from lahis_tl.gradients import HeadGradients, head_gradients
+from lahis_tl.heads import HeadGrid, HeadSet, top_heads
+from lahis_tl.per_text import PerTextHeads
+from lahis_tl.scores import ScoreMethod, method_for, reduce_rows
+from lahis_tl.statistics import check_level
+
+
+@dataclass(frozen=True, eq=False)
+class UntilSure:
+    """How far ``score_until`` went.
+
+    Attributes:
+        gradients: of all texts that it took.
+        n_texts: language → texts after which it was sure; None where all texts were not enough.
+        sets: language → the top k at that point.
+        looks: one row a look and language: texts, overlap (lower bound), largest half-width, sure.
+        card: the rule it stopped by.
+    """
+
+    gradients: HeadGradients
+    n_texts: Mapping[str, int | None]
+    sets: Mapping[str, HeadSet]
+    looks: pd.DataFrame
+    card: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    def __repr__(self) -> str:
+        return f"UntilSure({self})"
+
+    def __str__(self) -> str:
+        taken = self.gradients.n_texts
+        return "; ".join(
+            f"{code}: sure after {n} texts"
+            if n is not None
+            else f"{code}: not sure after all {taken[code]} texts"
+            for code, n in self.n_texts.items()
+        )
+
+
+@dataclass(frozen=True)
+class StoppingRule:
+    """When a score is sure enough.
+
+    Attributes:
+        top_k, overlap: at least the share ``overlap`` of the top k would stay if there were no end of
+            texts.
+        half_widths: instead, the intervals of these heads are to be no wider than ± so much.
+        certainty: for each language, over all looks together.
+        n_looks: how many looks there will be at most; each spends an equal part of 1 − certainty.
+    """
+
+    top_k: int
+    overlap: float
+    half_widths: Mapping[str, float]
+    certainty: float
+    n_looks: int
+    draws: int = 4000
+    seed: int = 0
+
+    def look(
+        self, source: PerTextHeads, language: str, method: ScoreMethod
+    ) -> tuple[float, float, bool]:
+        """Lower bound of the overlap, largest half-width over its bound, and whether that is enough."""
+        samples, value = self._bootstrap(source, language, method)
+        doubt = (1 - self.certainty) / self.n_looks
+        inside = torch.zeros_like(value).flatten()
+        inside[value.flatten().topk(self.top_k).indices] = 1
+        again = samples.flatten(1).topk(self.top_k, 1).indices
+        shares = inside[again].mean(1)
+        overlap = float(shares.quantile(doubt, interpolation="lower"))
+        widest = 0.0
+        for label, bound in self.half_widths.items():
+            layer, head = HeadGrid(*value.shape).check(label)
+            ends = samples[:, layer, head].quantile(torch.tensor([doubt / 2, 1 - doubt / 2]))
+            widest = max(widest, float(ends[1] - ends[0]) / 2 / bound)
+        sure = widest <= 1 if self.half_widths else overlap >= self.overlap
+        return overlap, widest, sure
+
+    def _bootstrap(
+        self, source: PerTextHeads, language: str, method: ScoreMethod
+    ) -> tuple[Float[Tensor, "draw layer head"], Float[Tensor, "layer head"]]:
+        n = source.n_texts[language]
+        generator = torch.Generator().manual_seed(self.seed)
+        picks = torch.randint(n, (self.draws, n), generator=generator)
+        samples = torch.stack([reduce_rows(source, language, rows, method) for rows in picks])
+        return samples, reduce_rows(source, language, range(n), method)
+
+
+def score_until(
+    model: LensModel,
+    corpus: Corpus,
+    method: str = "lahis",
+    *,
+    top_k: int = 20,
+    overlap: float = 0.8,
+    half_widths: Mapping[str, float] | None = None,
+    certainty: float = 0.95,
+    looks: Sequence[int] | None = None,
+    max_tokens: int | None = 512,
+    batch_tokens: int = 1024,
+    seed: int = 0,
+    checkpoint: str | Path | None = None,
+    progress: bool = True,
+) -> UntilSure:
+    """Go through a corpus text by text until each language's top k is stable, and say how many it took.
+
+    Sure means: with probability ``certainty``, by bootstrap over texts, at least the share ``overlap`` of
+    the top k stays. The looks are fixed beforehand and share the error among them (Bonferroni), so that
+    looking often does not make one surer.
+
+    >>> result = score_until(model, corpus, top_k=20, certainty=0.95)      # doctest: +SKIP
+    >>> print(result)                                                      # doctest: +SKIP
+    en: sure after 90 texts; fr: not sure after all 120 texts
+
+    Args:
+        half_widths: stop instead when the intervals of these heads are narrow enough, as in
+            ``{"L12H3": 0.002}`` (± in the score's unit).
+        looks: numbers of texts after which to look; by default from 10 on, each time half as many again.
+        checkpoint: a folder from which an interrupted run goes on.
+
+    Raises:
+        ValueError: a setting out of its range, or the corpus has fewer texts than the first look needs.
+        IndexError: a head is outside the model's grid.
+    """
+    check_level(certainty)
+    if not 0 < overlap <= 1:
+        raise ValueError(f"overlap={overlap} must lie above 0 and not above 1")
+    available = min(len(texts) for texts in corpus.texts.values())
+    plan = sorted(set(looks)) if looks is not None else default_looks(available)
+    if not plan or plan[0] < 4 or plan[0] > available:
+        raise ValueError(
+            f"the first look needs at least 4 texts and no more than there are ({available}); "
+            f"looks are {plan}"
+        )
+    plan = [n for n in plan if n <= available]
+    rule = StoppingRule(top_k, overlap, half_widths or {}, certainty, len(plan), seed=seed)
+    token_ids = tokenize(model, corpus, max_tokens)
+    parts: dict[str, list[HeadGradients]] = {code: [] for code in corpus.languages}
+    n_sure: dict[str, int | None] = dict.fromkeys(corpus.languages)
+    rows: list[dict[str, Any]] = []
+    done = 0
+    for number, n in enumerate(plan):
+        going = [code for code, sure in n_sure.items() if sure is None]
+        if not going:
+            break
+        part = head_gradients(
+            model,
+            {code: token_ids[code][done:n] for code in going},
+            max_tokens=max_tokens,
+            batch_tokens=batch_tokens,
+            checkpoint=None if checkpoint is None else Path(checkpoint) / f"look-{number}",
+            progress=progress,
+        )
+        done = n
+        for code in going:
+            parts[code].append(part.select([code]))
+            so_far = HeadGradients.concatenate(parts[code])
+            found, widest, sure = rule.look(so_far, code, method_for(so_far, method))
+            rows.append(
+                {"language": code, "texts": n, "overlap": found, "width": widest, "sure": sure}
+            )
+            n_sure[code] = n if sure else None
+    joined = [HeadGradients.concatenate(p) for p in parts.values()]
+    card = {**joined[0].card, "corpus": corpus.card, "stopping": {**vars(rule), "looks": plan}}
+    gradients = HeadGradients(
+        **{
+            name: {code: g.parts[name][code] for code, g in zip(parts, joined, strict=True)}
+            for name in joined[0].parts
+        },
+        card=card,
+    )
+    sets = {
+        code: top_heads(
+            reduce_rows(gradients, code, range(n), method_for(gradients, method)), top_k
+        )
+        for code, n in gradients.n_texts.items()
+    }
+    return UntilSure(gradients, n_sure, sets, pd.DataFrame(rows), card)
+
+
+def default_looks(available: int) -> list[int]:
+    """
+    >>> default_looks(60)
+    [10, 15, 22, 33, 49, 60]
+    """
+    looks, n = [], 10
+    while n < available:
+        looks.append(n)
+        n = n * 3 // 2
+    return [*looks, available]

@@ -1,0 +1,203 @@
+"""Which heads are specific or general beyond chance: permutation tests over texts, false discovery rate."""
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import pandas as pd
+import torch
+from jaxtyping import Float
+from scipy.stats import false_discovery_control
+from torch import Tensor
+
+from lahis_tl.artifacts import Artifact, Card
+from lahis_tl.heads import HeadGrid
+from lahis_tl.per_text import PerTextHeads
+from lahis_tl.scores import ScoreMethod, method_for, reduce_rows
+
+_CHUNK = 1024  # permutations held in memory at once
+
+
+@dataclass(frozen=True, eq=False)
+class SpecificityTest(Artifact):
+    """Tests of every head, for each language and for all together.
+
+    A head's *share* is its part of a text's score, summed over all heads; so languages and texts with
+    larger losses do not look specific altogether.
+
+    Attributes:
+        contrast: [language, layer, head], mean share in the language minus the mean share in the others.
+        specific_p: [language, layer, head], one-sided: is the share higher in this language?
+        specific_q: the same, adjusted by Benjamini-Hochberg over all languages and heads.
+        lowest_share: [layer, head], mean share in the language where it is lowest.
+        general_p: [layer, head], is the share above that of a head drawn at random in *every* language?
+            The largest of the languages' p-values.
+        general_q: the same, adjusted over heads.
+        paired: whether languages were exchanged within parallel texts, or texts between languages.
+    """
+
+    kind: ClassVar[str] = "specificity_test"
+    contrast: Float[Tensor, "language layer head"]
+    specific_p: Float[Tensor, "language layer head"]
+    specific_q: Float[Tensor, "language layer head"]
+    lowest_share: Float[Tensor, "layer head"]
+    general_p: Float[Tensor, "layer head"]
+    general_q: Float[Tensor, "layer head"]
+    languages: tuple[str, ...]
+    method: str
+    paired: bool
+    permutations: int
+    seed: int
+    card: Card = field(default_factory=dict, repr=False)
+
+    def __repr__(self) -> str:
+        found = (self.specific_q <= 0.05).flatten(1).sum(1).tolist()
+        counts = ", ".join(f"{c}: {n}" for c, n in zip(self.languages, found, strict=True))
+        return f"SpecificityTest({self.method}; heads with q ≤ 0.05 in {counts})"
+
+    @property
+    def grid(self) -> HeadGrid:
+        return HeadGrid(*self.general_p.shape)
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row a language and head: contrast, specific_p, specific_q, general_q."""
+        index = pd.MultiIndex.from_product(
+            [self.languages, self.grid.labels], names=["language", "label"]
+        )
+        columns = {n: getattr(self, n) for n in ("contrast", "specific_p", "specific_q")}
+        columns["general_q"] = self.general_q.expand_as(self.contrast)
+        return pd.DataFrame(
+            {k: v.flatten().numpy() for k, v in columns.items()}, index
+        ).reset_index()
+
+    def _tensors(self) -> dict[str, Tensor]:
+        names = ("contrast", "specific_p", "specific_q", "lowest_share", "general_p", "general_q")
+        return {name: getattr(self, name) for name in names}
+
+    def _content(self) -> Card:
+        names = ("method", "paired", "permutations", "seed")
+        return {"languages": list(self.languages), **{name: getattr(self, name) for name in names}}
+
+    @classmethod
+    def _from_tensors(cls, tensors: dict[str, Tensor], card: Card) -> "SpecificityTest":
+        content = dict(card["content"])
+        return cls(**tensors, **{**content, "languages": tuple(content["languages"])}, card=card)
+
+
+def specificity_test(
+    source: PerTextHeads,
+    method: str | None = None,
+    *,
+    permutations: int = 20_000,
+    seed: int = 0,
+    **options: Any,
+) -> SpecificityTest:
+    """Test each head for specificity to each language, and for generality.
+
+    >>> test = specificity_test(grads, "sensitivity")      # doctest: +SKIP
+    >>> test.to_dataframe().query("specific_q <= 0.05")    # doctest: +SKIP
+
+    *Specific*: if a head treats languages alike, the languages of a parallel text can be exchanged. The
+    labels are, ``permutations`` times, and the contrast is held against what comes out; without parallel
+    texts all texts are exchanged between the languages. *General*: if a head is as important as any other,
+    its shares are like those of a head drawn anew for every text; the test asks for more in every
+    language (an intersection-union test, so no further correction for the number of languages).
+
+    Args:
+        source: gradients, or exact effects.
+        method: a registered score; its value of a single text is what is tested.
+        permutations: the smallest p-value is 1 / (permutations + 1).
+
+    Raises:
+        ValueError: fewer than two languages, or fewer than four texts in one.
+    """
+    few = [code for code, n in source.n_texts.items() if n < 4]
+    if len(source.languages) < 2 or few:
+        raise ValueError(
+            f"the test compares languages and needs two with at least 4 texts each; there are {source!r}"
+        )
+    chosen = method_for(source, method)
+    shares = [_shares(source, code, chosen, options) for code in source.languages]
+    paired = bool(source.card.get("corpus", {}).get("parallel")) and len(set(map(len, shares))) == 1
+    generator = torch.Generator().manual_seed(seed)
+    pool = torch.cat(shares)
+    sizes = [len(s) for s in shares]
+    contrast, specific_p = [], []
+    for place in range(len(sizes)):
+        observed = (_contrast_weights(sizes, place, paired) @ pool)[0]
+        above = torch.zeros_like(observed)
+        for start in range(0, permutations, _CHUNK):
+            count = min(_CHUNK, permutations - start)
+            drawn = _contrast_weights(sizes, place, paired, count, generator) @ pool
+            above += (drawn >= observed - 1e-12).sum(0)
+        contrast.append(observed)
+        specific_p.append((1 + above) / (1 + permutations))
+    general_p = torch.stack([_above_random(s, permutations, generator) for s in shares]).amax(0)
+    p = torch.stack(specific_p)
+    shape = source.grid.shape
+    return SpecificityTest(
+        contrast=torch.stack(contrast).float().reshape(-1, *shape),
+        specific_p=p.float().reshape(-1, *shape),
+        specific_q=_adjusted(p).reshape(-1, *shape),
+        lowest_share=torch.stack([s.mean(0) for s in shares]).amin(0).float().reshape(shape),
+        general_p=general_p.float().reshape(shape),
+        general_q=_adjusted(general_p).reshape(shape),
+        languages=tuple(source.languages),
+        method=chosen.name,
+        paired=paired,
+        permutations=permutations,
+        seed=seed,
+        card=source.origin,
+    )
+
+
+def _shares(
+    source: PerTextHeads, language: str, method: ScoreMethod, options: dict[str, Any]
+) -> Float[Tensor, "text layer_head"]:
+    """Each text's own score, as a share of the sum of its absolute values over heads."""
+    texts = range(source.n_texts[language])
+    values = torch.stack([reduce_rows(source, language, [i], method, **options) for i in texts])
+    flat = values.flatten(1).double()
+    total = flat.abs().sum(1, keepdim=True)
+    return flat / total.clamp_min(torch.finfo(torch.float32).tiny)
+
+
+def _contrast_weights(
+    sizes: list[int],
+    place: int,
+    paired: bool,
+    permutations: int = 1,
+    generator: torch.Generator | None = None,
+) -> Float[Tensor, "permutation text"]:
+    """Rows that turn the shares of all texts into a contrast; with the true labels if no generator is given.
+
+    Within a parallel text only which language is taken for the tested one matters, since the others are
+    averaged.
+    """
+    n_own, total = sizes[place], sum(sizes)
+    own = torch.zeros(permutations, total, dtype=torch.float64)
+    if generator is None:
+        start = sum(sizes[:place])
+        own[:, start : start + n_own] = 1
+    elif paired:
+        languages = torch.randint(len(sizes), (permutations, n_own), generator=generator)
+        own.scatter_(1, languages * n_own + torch.arange(n_own), 1)
+    else:
+        keys = torch.rand(permutations, total, generator=generator)
+        own.scatter_(1, keys.argsort(1)[:, :n_own], 1)
+    return own / n_own - (1 - own) / (total - n_own)
+
+
+def _above_random(
+    shares: Float[Tensor, "text layer_head"], draws: int, generator: torch.Generator
+) -> Float[Tensor, " layer_head"]:
+    """One-sided p of each head's mean share against that of a head drawn anew for every text."""
+    n_texts, n_heads = shares.shape
+    picks = torch.randint(n_heads, (n_texts, draws), generator=generator)
+    null = shares.gather(1, picks).mean(0).sort().values
+    below = torch.searchsorted(null, shares.mean(0) - 1e-12)
+    return (1 + draws - below) / (1 + draws)
+
+
+def _adjusted(p: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    flat = false_discovery_control(p.flatten().double().numpy(), method="bh")
+    return torch.tensor(flat).float().reshape(p.shape)
