@@ -338,7 +338,8 @@ def sweep_heads(
             f"counts {list(counts)} must lie between 1 and the {len(ranked)} ranked heads"
         )
     factor = options.pop("factor", 0.0)
-    return _sweep(model, corpus, "heads", counts, [(ranked[:k], factor) for k in counts], **options)
+    settings = [(ranked[:k], factor) for k in counts]
+    return _sweep(model, corpus, "heads", [float(k) for k in counts], settings, **options)
 
 
 def sweep_factors(

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, NamedTuple
 import pandas as pd
 import torch
 from jaxtyping import Float, Int
-from scipy.stats import rankdata
+from scipy.stats import spearmanr
 from torch import Tensor
 
 from lahis_tl.artifacts import Artifact, Card
@@ -83,8 +83,8 @@ def empirical_p(observed: float, draws: Float[Tensor, " draw"]) -> float:
 
 def rank_correlation(a: Float[Tensor, "..."], b: Float[Tensor, "..."]) -> float:
     """Spearman's, ties ranked alike."""
-    ranks = torch.tensor([rankdata(x.detach().flatten().double().numpy()) for x in (a, b)])
-    return float(torch.corrcoef(ranks)[0, 1])
+    result: Any = spearmanr(a.flatten().numpy(), b.flatten().numpy())
+    return float(result.statistic)
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,105 @@
+import itertools
+
+import pytest
+import torch
+from test_statistics import gradients_of, noise
+
+import lahis_tl as lt
+
+
+def shared_noise(n_languages, n_texts, shape, seed=0):
+    """Log-normal importance that texts share between languages, as parallel texts do."""
+    text = noise(n_texts, 1, 1, seed=seed)
+    return [-(text + noise(n_texts, *shape, seed=seed + 1 + i)).exp() for i in range(n_languages)]
+
+
+def planted(seed=0, n_texts=40, lift=3.0):
+    """Four languages; L0H1 is larger in "fr", L1H0 in "de", L2H3 large everywhere."""
+    values = shared_noise(4, n_texts, (3, 4), seed)
+    for v in values:
+        v[:, 2, 3] *= 6
+    values[1][:, 0, 1] *= lift
+    values[2][:, 1, 0] *= lift
+    return gradients_of(dict(zip(["en", "fr", "de", "es"], values, strict=True)))
+
+
+def test_the_tested_rule_finds_what_was_planted():
+    heads = lt.language_heads(planted(), "tested", permutations=4000)
+    assert heads.specific["fr"].labels == ["L0H1"]
+    assert heads.specific["de"].labels == ["L1H0"]
+    assert len(heads.specific["en"]) == 0
+    assert heads.general.labels == ["L2H3"]
+    assert heads.kept["fr"].labels == ["L0H1", "L2H3"]
+    assert heads.counts[2, 3] == 4
+
+
+def test_permutation_p_values_are_those_of_all_relabelings():
+    """Three languages and four texts: all 3^4 ways to take one language a text can be gone through."""
+    grads = gradients_of(dict(zip(["en", "fr", "de"], shared_noise(3, 4, (1, 3)), strict=True)))
+    test = lt.specificity_test(grads, "sensitivity", permutations=20_000)
+    x = torch.stack([g.abs().flatten(1).double() for g in grads.gradients.values()])
+    shares = x / x.sum(2, keepdim=True)
+
+    def contrast(picks):
+        own = torch.stack([shares[p, i] for i, p in enumerate(picks)]).mean(0)
+        return own - (shares.sum(0).mean(0) - own) / 2
+
+    observed = contrast([1] * 4)
+    every = torch.stack([contrast(p) for p in itertools.product(range(3), repeat=4)])
+    exact = (every >= observed - 1e-12).double().mean(0)
+    torch.testing.assert_close(test.contrast[1].flatten().double(), observed, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(test.specific_p[1].flatten().double(), exact, rtol=0, atol=0.012)
+
+
+@pytest.mark.parametrize("parallel", [True, False])
+def test_p_values_are_uniform_when_labels_mean_nothing(parallel):
+    below = []
+    for seed in range(20):
+        values = shared_noise(3, 20, (4, 5), seed * 100)
+        grads = gradients_of(dict(zip(["en", "fr", "de"], values, strict=True)), parallel)
+        test = lt.specificity_test(grads, permutations=500, seed=seed)
+        assert test.paired == parallel
+        below.append((test.specific_p <= 0.1).float().mean())
+    assert 0.06 < float(torch.stack(below).mean()) < 0.14
+
+
+def test_pairing_sees_more():
+    """Texts that differ much hide a small difference unless they are compared with themselves."""
+
+    def smallest(parallel):
+        values = [-(2 * noise(30, 3, 4)).exp() for _ in range(2)]
+        values[1] = values[1].clone()
+        values[1][:, 0, 1] *= 1.2
+        grads = gradients_of({"en": values[0], "fr": values[1]}, parallel)
+        return float(lt.specificity_test(grads, permutations=2000).specific_p[1, 0, 1])
+
+    assert smallest(True) < 0.01 < smallest(False)
+
+
+def test_a_loud_language_is_not_specific_altogether():
+    values = shared_noise(2, 30, (3, 4))
+    grads = gradients_of({"en": values[0], "fr": 10 * values[1]})
+    assert (lt.specificity_test(grads, permutations=2000).specific_q > 0.05).all()
+
+
+def test_saving_and_tables(tmp_path):
+    test = lt.specificity_test(planted(), permutations=200)
+    again = lt.load(test.save(tmp_path / "test"))
+    assert torch.equal(again.specific_q, test.specific_q)
+    assert again.languages == test.languages
+    assert len(test.to_dataframe()) == 4 * 12
+    assert "heads with q ≤ 0.05 in en: 0" in repr(test)
+    heads = lt.language_heads(planted(), "tested", permutations=200)
+    assert lt.load(heads.save(tmp_path / "heads")).options["fdr"] == 0.05
+
+
+def test_what_the_rule_refuses():
+    grads = planted()
+    with pytest.raises(ValueError, match="the tested rule compares texts"):
+        lt.language_heads(lt.score(grads), "tested")
+    with pytest.raises(ValueError, match=r"fdr=5.0 must lie between 0 and 1"):
+        lt.language_heads(grads, "tested", fdr=5.0)
+    with pytest.raises(ValueError, match="needs two with at least 4 texts"):
+        lt.specificity_test(grads.select(["en"]))
+    with pytest.raises(ValueError, match="needs two with at least 4 texts"):
+        lt.specificity_test(grads.take([0, 1, 2]))
