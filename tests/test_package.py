@@ -42,7 +42,7 @@ def test_only_models_imports_transformer_lens_and_only_plots_imports_plotly():
         inside = path.relative_to(PACKAGE).parts
         if inside[0] != "models":
             assert "transformer_lens" not in roots, path
-        if inside[0] != "plots.py":
+        if inside[0] != "plots":
             assert "plotly" not in roots, path
 
 

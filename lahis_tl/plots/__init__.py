@@ -1,0 +1,32 @@
+"""Results as interactive plotly figures. Each function takes a result, returns a figure, shows nothing."""
+
+from lahis_tl.plots.evidence import (
+    agreement,
+    curves,
+    intervals,
+    selectivity_matrix,
+    set_effect,
+    sweep,
+)
+from lahis_tl.plots.maps import difference, heads_per_layer, heatmap, language_counts, overlap
+from lahis_tl.plots.page import write, write_page
+from lahis_tl.plots.style import CATEGORICAL, DIVERGING, SEQUENTIAL
+
+__all__ = [
+    "CATEGORICAL",
+    "DIVERGING",
+    "SEQUENTIAL",
+    "agreement",
+    "curves",
+    "difference",
+    "heads_per_layer",
+    "heatmap",
+    "intervals",
+    "language_counts",
+    "overlap",
+    "selectivity_matrix",
+    "set_effect",
+    "sweep",
+    "write",
+    "write_page",
+]

@@ -1,0 +1,250 @@
+"""What supports a claim about heads: intervals, controls, agreement with exact effects."""
+
+import numpy as np
+import plotly.express as px
+import plotly.graph_objects as go
+import torch
+
+from lahis_tl.ablation import AblationEffect, Selectivity, Sweep
+from lahis_tl.plots.style import CATEGORICAL, DIVERGING, SEQUENTIAL, about_card, bar_title, style
+from lahis_tl.scores import HeadScores
+from lahis_tl.statistics import ScoreCertainty, rank_correlation
+
+GREY = "#999999"
+_NATS = "rise of the loss (nats per token)"
+
+
+def intervals(certainty: ScoreCertainty, language: str, k: int | None = None) -> go.Figure:
+    """Scores of the best heads with their bootstrap intervals, coloured by the chance to be among the top k."""
+    rows = certainty.to_dataframe().query("language == @language")
+    rows = rows.nlargest(k or certainty.top_k, "score")
+    figure = go.Figure(
+        go.Scatter(
+            x=rows["score"],
+            y=rows["label"],
+            mode="markers",
+            error_x={
+                "array": rows["upper"] - rows["score"],
+                "arrayminus": rows["score"] - rows["lower"],
+                "color": GREY,
+                "thickness": 1.5,
+            },
+            marker={
+                "color": rows["selection"],
+                "colorscale": SEQUENTIAL,
+                "cmin": 0,
+                "cmax": 1,
+                "size": 9,
+                "line": {"color": "#444", "width": 1},
+                "colorbar": {"title": f"chance to be<br>in the top {certainty.top_k}"},
+            },
+            hovertemplate="%{y}: %{x:.3g}, chance %{marker.color:.2f}<extra></extra>",
+        )
+    )
+    about = (
+        f"{certainty.method}, {certainty.level:.0%} intervals over texts, {certainty.draws} samples"
+    )
+    style(
+        figure,
+        f"Best heads for {language}, and how sure that is",
+        about_card(certainty.card, about),
+    )
+    figure.update_layout(width=680, height=170 + 20 * len(rows))
+    figure.update_xaxes(title_text=bar_title(certainty.method, certainty.unit), rangemode="tozero")
+    return figure.update_yaxes(autorange="reversed", dtick=1)
+
+
+def agreement(scores: HeadScores, exact: HeadScores, language: str) -> go.Figure:
+    """A score against the exact effect of every head, coloured by layer."""
+    x, y = exact[language].flatten(), scores[language].flatten()
+    layers = np.repeat(np.arange(exact.grid.n_layers), exact.grid.n_heads)
+    figure = go.Figure(
+        go.Scatter(
+            x=x.numpy(),
+            y=y.numpy(),
+            mode="markers",
+            text=exact.labels,
+            marker={
+                "color": layers,
+                "colorscale": SEQUENTIAL,
+                "size": 7,
+                "line": {"color": "white", "width": 0.5},
+                "colorbar": {"title": "layer"},
+            },
+            hovertemplate="%{text}: exact %{x:.3g}, score %{y:.3g}<extra></extra>",
+        )
+    )
+    about = about_card(exact.card, f"rank correlation {rank_correlation(x, y):.2f}")
+    style(figure, f"{scores.method} against exact ablation, {language}", about)
+    figure.update_layout(width=620, height=480)
+    figure.update_xaxes(title_text=f"exact effect: {_NATS}")
+    return figure.update_yaxes(title_text=bar_title(scores.method, scores.unit))
+
+
+def selectivity_matrix(result: Selectivity) -> go.Figure:
+    """Heads of the row off, text of the column; a star where no more than 5 % of random sets do as much."""
+    table = result.to_dataframe()
+    shape = (len(result.rows), len(result.columns))
+    change = table["change"].to_numpy().reshape(shape)
+    text = np.array(
+        [
+            f"{v:.2f}{'*' if p <= 0.05 else ''}"
+            for v, p in zip(table["change"], table["p"], strict=True)
+        ]
+    ).reshape(shape)
+    hover = table[["lower", "upper", "control_mean", "p"]].to_numpy().reshape(*shape, 4)
+    figure = go.Figure(
+        go.Heatmap(
+            z=change,
+            x=list(result.columns),
+            y=list(result.rows),
+            text=text,
+            texttemplate="%{text}",
+            customdata=hover,
+            colorscale=DIVERGING,
+            zmid=0,
+            colorbar={"title": "rise of the loss<br>(nats per token)"},
+            hovertemplate=(
+                "heads of %{y} off, text in %{x}: %{z:.3f} [%{customdata[0]:.3f}, %{customdata[1]:.3f}]"
+                "<br>random sets %{customdata[2]:.3f}, p %{customdata[3]:.3f}<extra></extra>"
+            ),
+        )
+    )
+    draws = result.controls.shape[1]
+    about = f"own minus other languages {result.contrast()}, p {result.p_value():.2g}, {draws} random sets"
+    style(figure, "Heads of one language off, text of another", about_card(result.card, about))
+    figure.update_layout(width=300 + 70 * shape[1], height=220 + 44 * shape[0])
+    figure.update_xaxes(title_text="language of the text", type="category")
+    return figure.update_yaxes(
+        title_text="language of the heads", autorange="reversed", type="category"
+    )
+
+
+def set_effect(effect: AblationEffect) -> go.Figure:
+    """The change under a set of heads beside every matched random set, by language."""
+    table = effect.to_dataframe()
+    figure = go.Figure()
+    for code, draws in effect.controls.items():
+        figure.add_trace(
+            go.Box(
+                x=[code] * len(draws),
+                y=draws.numpy(),
+                name="random sets",
+                legendgroup="random",
+                showlegend=code == table["language"].iloc[0],
+                boxpoints="all",
+                pointpos=0,
+                jitter=0.5,
+                marker={"color": GREY, "size": 4, "opacity": 0.6},
+                line={"color": GREY, "width": 1},
+                fillcolor="rgba(0,0,0,0)",
+                hovertemplate="random set: %{y:.3f}<extra></extra>",
+            )
+        )
+    figure.add_trace(
+        go.Scatter(
+            x=table["language"],
+            y=table["change"],
+            mode="markers",
+            name="these heads",
+            marker={
+                "color": CATEGORICAL[0],
+                "size": 11,
+                "symbol": "diamond",
+                "line": {"color": "#222", "width": 1},
+            },
+            error_y={
+                "array": table["upper"] - table["change"],
+                "arrayminus": table["change"] - table["lower"],
+            },
+            customdata=table["p"],
+            hovertemplate="%{x}: %{y:.3f}, p %{customdata:.3f}<extra></extra>",
+        )
+    )
+    about = f"{len(effect.heads)} heads × {effect.factor:g}, {table['draws'].iloc[0]} random sets"
+    style(figure, "A set of heads beside matched random sets", about_card(effect.card, about))
+    figure.update_layout(width=max(520, 220 + 70 * len(table)), height=440)
+    figure.update_xaxes(title_text="language of the text", type="category")
+    return figure.update_yaxes(title_text=_NATS)
+
+
+def sweep(result: Sweep) -> go.Figure:
+    """The change along a sweep, one line a language, with the range of all random sets behind."""
+    table = result.to_dataframe()
+    figure = go.Figure()
+    steps = list(result.steps)
+    drawn = torch.cat(list(result.controls.values()), 1)  # [step, draws of all languages]
+    low, high = drawn.amin(1).tolist(), drawn.amax(1).tolist()
+    figure.add_trace(
+        go.Scatter(
+            x=steps + steps[::-1],
+            y=low + high[::-1],
+            fill="toself",
+            fillcolor="rgba(120,120,120,0.2)",
+            line={"width": 0},
+            name="random sets",
+            hoverinfo="skip",
+        )
+    )
+    for i, (code, rows) in enumerate(table.groupby("language", sort=False)):
+        figure.add_trace(
+            go.Scatter(
+                x=rows[result.what],
+                y=rows["change"],
+                name=str(code),
+                mode="lines+markers",
+                line={"color": CATEGORICAL[i % len(CATEGORICAL)]},
+                marker={"symbol": i},
+                error_y={
+                    "array": rows["upper"] - rows["change"],
+                    "arrayminus": rows["change"] - rows["lower"],
+                    "thickness": 1,
+                },
+                hovertemplate=f"{code}, {result.what} %{{x:g}}: %{{y:.3f}}<extra></extra>",
+            )
+        )
+    title = "Number of heads taken away" if result.what == "heads" else "Heads scaled by a factor"
+    style(figure, title, about_card(result.card, "95% intervals over texts"))
+    figure.update_layout(width=720, height=440, legend_title="text in")
+    figure.update_xaxes(title_text=result.what)
+    return figure.update_yaxes(title_text=_NATS)
+
+
+def curves(
+    x: list[float], values: dict[str, tuple[list[float], list[float], list[float]]], **names: str
+) -> go.Figure:
+    """Lines with bands: name → (value, lower, upper) at every x.
+
+    Args:
+        names: ``title``, ``about``, ``x``, ``y``, ``legend``.
+    """
+    figure = go.Figure()
+    for i, (name, (value, lower, upper)) in enumerate(values.items()):
+        color = CATEGORICAL[i % len(CATEGORICAL)]
+        red, green, blue = px.colors.unlabel_rgb(color)
+        figure.add_trace(
+            go.Scatter(
+                x=x + x[::-1],
+                y=[*lower, *upper[::-1]],
+                fill="toself",
+                fillcolor=f"rgba({red:.0f},{green:.0f},{blue:.0f},0.15)",
+                line={"width": 0},
+                showlegend=False,
+                hoverinfo="skip",
+            )
+        )
+        figure.add_trace(
+            go.Scatter(
+                x=x,
+                y=value,
+                name=name,
+                mode="lines+markers",
+                line={"color": color},
+                marker={"symbol": i},
+                hovertemplate=f"{name}, %{{x:g}}: %{{y:.3f}}<extra></extra>",
+            )
+        )
+    style(figure, names.get("title", ""), names.get("about", ""))
+    figure.update_layout(width=720, height=440, legend_title=names.get("legend", ""))
+    figure.update_xaxes(title_text=names.get("x", ""))
+    return figure.update_yaxes(title_text=names.get("y", ""))
