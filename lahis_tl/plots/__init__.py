@@ -10,15 +10,17 @@ from lahis_tl.plots.evidence import (
 )
 from lahis_tl.plots.maps import difference, heads_per_layer, heatmap, language_counts, overlap
 from lahis_tl.plots.page import write, write_page
-from lahis_tl.plots.style import CATEGORICAL, DIVERGING, SEQUENTIAL
+from lahis_tl.plots.style import CATEGORICAL, DIVERGING, SEQUENTIAL, about_card, dress
 
 __all__ = [
     "CATEGORICAL",
     "DIVERGING",
     "SEQUENTIAL",
+    "about_card",
     "agreement",
     "curves",
     "difference",
+    "dress",
     "heads_per_layer",
     "heatmap",
     "intervals",

@@ -6,7 +6,7 @@ import plotly.graph_objects as go
 import torch
 
 from lahis_tl.ablation import AblationEffect, Selectivity, Sweep
-from lahis_tl.plots.style import CATEGORICAL, DIVERGING, SEQUENTIAL, about_card, bar_title, style
+from lahis_tl.plots.style import CATEGORICAL, DIVERGING, SEQUENTIAL, about_card, bar_title, dress
 from lahis_tl.scores import HeadScores
 from lahis_tl.statistics import ScoreCertainty, rank_correlation
 
@@ -44,7 +44,7 @@ def intervals(certainty: ScoreCertainty, language: str, k: int | None = None) ->
     about = (
         f"{certainty.method}, {certainty.level:.0%} intervals over texts, {certainty.draws} samples"
     )
-    style(
+    dress(
         figure,
         f"Best heads for {language}, and how sure that is",
         about_card(certainty.card, about),
@@ -75,7 +75,7 @@ def agreement(scores: HeadScores, exact: HeadScores, language: str) -> go.Figure
         )
     )
     about = about_card(exact.card, f"rank correlation {rank_correlation(x, y):.2f}")
-    style(figure, f"{scores.method} against exact ablation, {language}", about)
+    dress(figure, f"{scores.method} against exact ablation, {language}", about)
     figure.update_layout(width=620, height=480)
     figure.update_xaxes(title_text=f"exact effect: {_NATS}")
     return figure.update_yaxes(title_text=bar_title(scores.method, scores.unit))
@@ -112,7 +112,7 @@ def selectivity_matrix(result: Selectivity) -> go.Figure:
     )
     draws = result.controls.shape[1]
     about = f"own minus other languages {result.contrast()}, p {result.p_value():.2g}, {draws} random sets"
-    style(figure, "Heads of one language off, text of another", about_card(result.card, about))
+    dress(figure, "Heads of one language off, text of another", about_card(result.card, about))
     figure.update_layout(width=300 + 70 * shape[1], height=220 + 44 * shape[0])
     figure.update_xaxes(title_text="language of the text", type="category")
     return figure.update_yaxes(
@@ -162,7 +162,7 @@ def set_effect(effect: AblationEffect) -> go.Figure:
         )
     )
     about = f"{len(effect.heads)} heads × {effect.factor:g}, {table['draws'].iloc[0]} random sets"
-    style(figure, "A set of heads beside matched random sets", about_card(effect.card, about))
+    dress(figure, "A set of heads beside matched random sets", about_card(effect.card, about))
     figure.update_layout(width=max(520, 220 + 70 * len(table)), height=440)
     figure.update_xaxes(title_text="language of the text", type="category")
     return figure.update_yaxes(title_text=_NATS)
@@ -204,7 +204,7 @@ def sweep(result: Sweep) -> go.Figure:
             )
         )
     title = "Number of heads taken away" if result.what == "heads" else "Heads scaled by a factor"
-    style(figure, title, about_card(result.card, "95% intervals over texts"))
+    dress(figure, title, about_card(result.card, "95% intervals over texts"))
     figure.update_layout(width=720, height=440, legend_title="text in")
     figure.update_xaxes(title_text=result.what)
     return figure.update_yaxes(title_text=_NATS)
@@ -216,7 +216,7 @@ def curves(
     """Lines with bands: name → (value, lower, upper) at every x.
 
     Args:
-        names: ``title``, ``about``, ``x``, ``y``, ``legend``.
+        names: ``title``, ``about``, ``x_title``, ``y_title``, ``legend``.
     """
     figure = go.Figure()
     for i, (name, (value, lower, upper)) in enumerate(values.items()):
@@ -244,7 +244,7 @@ def curves(
                 hovertemplate=f"{name}, %{{x:g}}: %{{y:.3f}}<extra></extra>",
             )
         )
-    style(figure, names.get("title", ""), names.get("about", ""))
+    dress(figure, names.get("title", ""), names.get("about", ""))
     figure.update_layout(width=720, height=440, legend_title=names.get("legend", ""))
-    figure.update_xaxes(title_text=names.get("x", ""))
-    return figure.update_yaxes(title_text=names.get("y", ""))
+    figure.update_xaxes(title_text=names.get("x_title", ""))
+    return figure.update_yaxes(title_text=names.get("y_title", ""))

@@ -11,8 +11,8 @@ from lahis_tl.plots.style import (
     about_heads,
     about_scores,
     bar_title,
+    dress,
     panels,
-    style,
 )
 from lahis_tl.scores import HeadScores
 from lahis_tl.selection import LanguageHeads, chance_jaccard, jaccard
@@ -38,7 +38,7 @@ def heatmap(scores: HeadScores, language: str | None = None) -> go.Figure:
         trace = _map(scores[name].numpy(), scores.unit)
         figure.add_trace(trace, row=i // columns + 1, col=i % columns + 1)
     title = f"Importance of attention heads for {language or f'{len(names)} languages'}"
-    style(figure, title, about_scores(scores))
+    dress(figure, title, about_scores(scores))
     return figure.update_layout(
         coloraxis={
             "colorscale": SEQUENTIAL,
@@ -54,7 +54,7 @@ def difference(scores: HeadScores, language: str, minus: str) -> go.Figure:
     figure = panels(scores.grid, None)
     figure.add_trace(_map(values, scores.unit))
     title = f"Attention heads: importance for {language} minus {minus}"
-    style(figure, title, about_scores(scores))
+    dress(figure, title, about_scores(scores))
     bar = {"title": bar_title(f"{scores.method}, {language} − {minus}", scores.unit)}
     return figure.update_layout(coloraxis={"colorscale": DIVERGING, "cmid": 0, "colorbar": bar})
 
@@ -71,7 +71,7 @@ def language_counts(heads: LanguageHeads) -> go.Figure:
         )
     )
     title = f"Number of languages (of {most}) that keep each head"
-    style(figure, title, about_heads(heads))
+    dress(figure, title, about_heads(heads))
     bands = px.colors.sample_colorscale(SEQUENTIAL, np.linspace(0, 1, most + 1))
     steps = [
         (edge, color)
@@ -98,7 +98,7 @@ def heads_per_layer(heads: LanguageHeads) -> go.Figure:
             marker_color=color,
             hovertemplate=f"{name}, layer %{{x}}: %{{y}} heads<extra></extra>",
         )
-    style(figure, "Language heads by layer", about_heads(heads))
+    dress(figure, "Language heads by layer", about_heads(heads))
     return figure.update_layout(
         width=760,
         height=420,
@@ -136,7 +136,7 @@ def overlap(heads: LanguageHeads) -> go.Figure:
     pairs = chance[~np.eye(len(names), dtype=bool)]
     level = f"by chance {pairs.mean():.3f}" if len(pairs) else "one language"
     side = 240 + 44 * len(names)
-    style(
+    dress(
         figure,
         "Overlap of the heads that two languages keep",
         f"{about_heads(heads)}; {level}",

@@ -48,7 +48,8 @@ def panels(grid: HeadGrid, titles: list[str] | None, columns: int = 1) -> go.Fig
     return figure
 
 
-def style(figure: go.Figure, title: str, about: str) -> None:
+def dress(figure: go.Figure, title: str, about: str) -> None:
+    """Give a figure the package's title, margins and an opaque ground."""
     figure.update_layout(
         template="plotly_white",
         title={

@@ -1,0 +1,112 @@
+"""What an experiment gives back, and the command line that all experiments share."""
+
+import argparse
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+
+import lahis_tl as lt
+from lahis_tl.access import LensModel
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Result:
+    """Tables, figures and what they come to.
+
+    Attributes:
+        name: of the experiment.
+        tables: by name, the main one first.
+        figures: by name.
+        verdict: one paragraph, written from the figures, whichever way they came out.
+    """
+
+    name: str
+    tables: Mapping[str, pd.DataFrame]
+    figures: Mapping[str, go.Figure]
+    verdict: str
+
+    @property
+    def dataframe(self) -> pd.DataFrame:
+        """The main table."""
+        return next(iter(self.tables.values()))
+
+    def __str__(self) -> str:
+        parts = [
+            f"{name}\n{table.round(4).to_string(index=False)}"
+            for name, table in self.tables.items()
+        ]
+        return "\n\n".join([*parts, self.verdict])
+
+    def save(self, folder: str | Path) -> Path:
+        """Write tables as CSV, one page with all figures, each as PNG where kaleido is there, the verdict.
+
+        Returns:
+            the page.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, table in self.tables.items():
+            table.to_csv(folder / f"{name}.csv", index=False)
+        (folder / "verdict.txt").write_text(self.verdict + "\n", encoding="utf-8")
+        for name, figure in self.figures.items():
+            try:
+                lt.plots.write(figure, folder / f"{name}.png")
+            except RuntimeError as error:
+                logger.warning("%s.png is left out: %s", name, error)
+        return lt.plots.write_page(
+            folder / f"{self.name}.html",
+            f"{self.name}",
+            list(self.figures.values()),
+            {"Verdict": {"": self.verdict}},
+        )
+
+
+def model_of(model: LensModel | str, **options: Any) -> LensModel:
+    """The model itself, or the one of that name."""
+    return lt.load_model(model, **options) if isinstance(model, str) else model
+
+
+def run_from_command_line(
+    run: Callable[..., Result], description: str | None, quick: Mapping[str, Any]
+) -> None:
+    """``python -m analyses.NAME``: the settings that experiments share, and ``--quick``.
+
+    Args:
+        quick: settings of a small run that shows the whole way.
+    """
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawTextHelpFormatter
+    )
+    name = (
+        run.__module__.rsplit(".", 1)[-1]
+        if run.__module__ != "__main__"
+        else Path(run.__code__.co_filename).stem
+    )
+    parser.add_argument(
+        "--model", help="hub name, folder, .gguf file (default: the experiment's own)"
+    )
+    parser.add_argument("--languages", help="comma-separated codes, as in en,fr")
+    parser.add_argument("--texts", type=int, dest="n", help="texts a language")
+    parser.add_argument("--max-tokens", type=int, help="longer texts are cut there")
+    parser.add_argument("--draws", type=int, help="random head sets")
+    parser.add_argument("--seed", type=int)
+    parser.add_argument("--quick", action="store_true", help=f"a small run: {dict(quick)}")
+    parser.add_argument(
+        "--out", type=Path, default=Path("out") / name, help="folder for the results"
+    )
+    given = {k: v for k, v in vars(parser.parse_args()).items() if v is not None}
+    out, small = given.pop("out"), given.pop("quick")
+    if "languages" in given:
+        given["languages"] = tuple(given["languages"].split(","))
+    unknown = set(given) - set(run.__annotations__)
+    if unknown:
+        parser.error(f"{name} has no setting {', '.join(sorted(unknown))}")
+    result = run(**{**(quick if small else {}), **given})
+    print(f"{result}\n\nWritten to {result.save(out)}")
