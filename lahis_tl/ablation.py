@@ -124,7 +124,7 @@ def refuse_scored_texts(card: Mapping[str, Any] | None, corpus: Corpus | TokenId
     """
     if card is None or not isinstance(corpus, Corpus):
         return
-    common = shared_texts(card.get("corpus", {}), corpus)
+    common = shared_texts(card, corpus)
     if common:
         counts = ", ".join(f"{n} in {code}" for code, n in common.items())
         raise ValueError(

@@ -1,85 +1,36 @@
-"""The command line: ``lahis-tl demo | score | heads | plot``."""
+"""Commands that find heads and show them: ``demo``, ``score``, ``heads``, ``plot``."""
 
 import shutil
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from typer.core import TyperCommand
+
+from lahis_tl.cli.common import (
+    Command,
+    Device,
+    Dtype,
+    Languages,
+    Method,
+    Out,
+    Quiet,
+    app,
+    one_of,
+    print_heads,
+    rule_names,
+    scores_of,
+    split_codes,
+)
 
 # Heavy modules are imported inside the commands, so that --help and mistakes answer at once.
 if TYPE_CHECKING:
     from lahis_tl.scores import HeadScores
     from lahis_tl.selection import LanguageHeads
 
-app = typer.Typer(
-    name="lahis-tl",
-    help="Find and see the attention heads by which a language model handles its languages.\n\n"
-    "Begin with `lahis-tl demo`. For your own model: `score` texts, choose `heads`, `plot` both.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="markdown",
-)
-
-
-class _Command(TyperCommand):
-    """A command whose help names what the registries of the code hold, read when help is asked for."""
-
-    def format_help(self, ctx: Any, formatter: Any) -> None:
-        for option in self.params:
-            text = getattr(option, "help", None) or ""
-            for name, names in _REGISTRIES.items():
-                if name in text:
-                    option.help = text.replace(name, ", ".join(names()))  # type: ignore[attr-defined]
-        super().format_help(ctx, formatter)
-
-
-def _score_names() -> list[str]:
-    from lahis_tl.scores import score_methods
-
-    return score_methods()
-
-
-def _rule_names() -> list[str]:
-    from lahis_tl.selection import RULES
-
-    return list(RULES)
-
-
 _PLOTS = ("heatmap", "difference", "counts", "layers", "overlap")
-_REGISTRIES: dict[str, Callable[[], list[str]]] = {"SCORES": _score_names, "RULES": _rule_names}
 
 
-def _one_of(names: Callable[[], list[str]]) -> Callable[[str | None], str | None]:
-    def check(value: str | None) -> str | None:
-        if value is not None and value not in names():
-            raise typer.BadParameter(f"{value!r} is not one of {', '.join(names())}")
-        return value
-
-    return check
-
-
-Method = Annotated[
-    str | None,
-    typer.Option(
-        callback=_one_of(_score_names), help="The score: SCORES. Default lahis.", show_default=False
-    ),
-]
-Languages = Annotated[
-    str | None,
-    typer.Option(
-        "--languages",
-        "-l",
-        help="Comma-separated codes, as in en,fr,zh. All there are if left out.",
-    ),
-]
-Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for the results; made if missing.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
-
-
-@app.command(cls=_Command)
+@app.command(cls=Command)
 def demo(
     languages: Annotated[
         str, typer.Option("--languages", "-l", help="Comma-separated codes of the bundled corpus.")
@@ -100,7 +51,7 @@ def demo(
     from lahis_tl.scores import score as reduce
     from lahis_tl.selection import language_heads
 
-    corpus = load_corpus("bundled", _split(languages), n=texts)
+    corpus = load_corpus("bundled", split_codes(languages), n=texts)
     typer.echo("Loading SmolLM2-135M-Instruct ...")
     model = load_model("smollm2")
     gradients = head_gradients(model, corpus, max_tokens=max_tokens, progress=not quiet)
@@ -108,13 +59,13 @@ def demo(
     heads = language_heads(scores)
     for name, result in (("gradients", gradients), ("scores", scores), ("heads", heads)):
         result.save(out / name)
-    _print_heads(heads)
+    print_heads(heads)
     page = _write_report(out / "heads.html", scores, heads)
     typer.echo(f"\nHeat maps: {page.resolve()}")
     typer.echo(f"Results, to load with lahis_tl.load: {out.resolve()}")
 
 
-@app.command(cls=_Command)
+@app.command(cls=Command)
 def score(
     model: Annotated[str, typer.Argument(help="Hub name, local folder, .gguf file, or smollm2.")],
     corpus: Annotated[
@@ -140,10 +91,8 @@ def score(
     ] = None,
     split: Annotated[str | None, typer.Option(help="Split of the hub data set.")] = None,
     seed: Annotated[int, typer.Option(help="Of the drawing of texts.")] = 0,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or float64.")] = "float32",
-    device: Annotated[
-        str | None, typer.Option(help="As in cuda:0; the first GPU, else the CPU.")
-    ] = None,
+    dtype: Dtype = "float32",
+    device: Device = None,
     backend: Annotated[
         str, typer.Option(help="auto, hooked or bridge: TransformerLens's class.")
     ] = "auto",
@@ -174,7 +123,7 @@ def score(
 
     texts = load_corpus(
         corpus,
-        _split(languages),
+        split_codes(languages),
         n,
         seed=seed,
         split=split,
@@ -210,11 +159,11 @@ def score(
         )
 
 
-@app.command(cls=_Command)
+@app.command(cls=Command)
 def heads(
     scores: Annotated[Path, typer.Argument(help="A scores.safetensors, or gradients.safetensors.")],
     rule: Annotated[
-        str, typer.Option(callback=_one_of(_rule_names), help="How to choose: RULES.")
+        str, typer.Option(callback=one_of(rule_names), help="How to choose: RULES.")
     ] = "authors",
     method: Method = None,
     quantile: Annotated[
@@ -229,11 +178,18 @@ def heads(
     rounding: Annotated[
         str | None, typer.Option(help="contrastive: of their number: down, up, nearest.")
     ] = None,
+    fdr: Annotated[
+        float | None, typer.Option(help="tested: share of wrong heads to expect. 0.05")
+    ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="File; heads.safetensors beside the scores.")
     ] = None,
 ) -> None:
-    """Choose language-specific and language-general heads from scores."""
+    """Choose language-specific and language-general heads.
+
+    The tested rule compares texts, so it needs the gradients.
+    """
+    from lahis_tl.artifacts import load
     from lahis_tl.selection import language_heads
 
     options = {
@@ -243,24 +199,29 @@ def heads(
             ("min_languages", min_languages),
             ("fraction", fraction),
             ("rounding", rounding),
+            ("fdr", fdr),
         )
         if value is not None
     }
-    found = _scores_of(scores, method)
+    if rule == "tested":
+        found = load(scores)
+        options |= {} if method is None else {"method": method}
+    else:
+        found = scores_of(scores, method)
     try:
         chosen = language_heads(found, rule, **options)
     except TypeError as error:
         raise typer.BadParameter(f"rule {rule!r} has no option {' or '.join(options)}") from error
-    _print_heads(chosen)
+    print_heads(chosen)
     typer.echo(f"\nHeads: {chosen.save(out or scores.with_name('heads'))}")
 
 
-@app.command(cls=_Command)
+@app.command(cls=Command)
 def plot(
     result: Annotated[Path, typer.Argument(help="A saved gradients, scores or heads file.")],
     kind: Annotated[
         str,
-        typer.Option(callback=_one_of(lambda: list(_PLOTS)), help=f"One of {', '.join(_PLOTS)}."),
+        typer.Option(callback=one_of(lambda: list(_PLOTS)), help=f"One of {', '.join(_PLOTS)}."),
     ] = "heatmap",
     language: Annotated[
         str | None, typer.Option("--language", "-l", help="heatmap, difference: this one.")
@@ -280,7 +241,7 @@ def plot(
     from lahis_tl import plots
     from lahis_tl.selection import LanguageHeads, language_heads
 
-    found = _scores_of(result, method, or_heads=True)
+    found = scores_of(result, method, or_heads=True)
     if kind in ("counts", "layers", "overlap"):
         if language or minus:
             raise typer.BadParameter(
@@ -304,43 +265,6 @@ def plot(
     typer.echo(plots.write(figure, out or result.with_name(f"{kind}.html")))
 
 
-def _split(languages: str | None) -> list[str] | None:
-    return None if languages is None else [code.strip() for code in languages.split(",")]
-
-
-def _scores_of(path: Path, method: str | None, or_heads: bool = False) -> Any:
-    from lahis_tl.artifacts import load
-    from lahis_tl.gradients import HeadGradients
-    from lahis_tl.scores import HeadScores
-    from lahis_tl.scores import score as reduce
-    from lahis_tl.selection import LanguageHeads
-
-    found = load(path)
-    if isinstance(found, HeadGradients):
-        return reduce(found, method or "lahis")
-    if method not in (None, getattr(found, "method", None)):
-        raise typer.BadParameter(
-            f"{path} holds {found.method} already; --method {method} needs the gradients file"
-        )
-    if isinstance(found, HeadScores) or (or_heads and isinstance(found, LanguageHeads)):
-        return found
-    raise typer.BadParameter(f"{path} holds {found.kind}; scores or gradients are needed")
-
-
-def _print_heads(heads: "LanguageHeads") -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=f"Heads by rule {heads.rule}, score {heads.method}", title_justify="left")
-    table.add_column("language")
-    table.add_column("specific heads, best first")
-    for language, members in heads.specific.items():
-        table.add_row(language, " ".join(members.labels) or "none")
-    table.add_section()
-    table.add_row("general", " ".join(heads.general.labels) or "none")
-    Console().print(table)
-
-
 def _write_report(path: Path, scores: "HeadScores", heads: "LanguageHeads") -> Path:
     from lahis_tl import plots
 
@@ -360,40 +284,3 @@ def _write_report(path: Path, scores: "HeadScores", heads: "LanguageHeads") -> P
     }
     model = scores.card["model"]
     return plots.write_page(path, f"Language heads of {model['name']}", figures, tables)
-
-
-def _version(value: bool) -> bool:
-    if value:
-        from lahis_tl import __version__
-
-        typer.echo(f"lahis-tl {__version__}")
-        raise typer.Exit
-    return value
-
-
-@app.callback()
-def _options(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
-    ] = False,
-) -> None: ...
-
-
-def main() -> None:
-    """Exit status 0 if all went well, 1 for bad input or a failed run, 2 for wrong usage, 130 for Ctrl-C."""
-    try:
-        app()
-    except Exception as error:
-        from lahis_tl.errors import LahisError
-
-        if not isinstance(
-            error, (LahisError, ValueError, KeyError, IndexError, OSError, RuntimeError)
-        ):
-            raise
-        text = error.args[0] if isinstance(error, KeyError) and error.args else error
-        typer.echo(f"error: {text}", err=True)
-        sys.exit(1)
-
-
-if __name__ == "__main__":
-    main()

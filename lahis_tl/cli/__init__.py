@@ -1,0 +1,27 @@
+"""The command line: ``lahis-tl demo | score | heads | plot | ablate``."""
+
+import sys
+
+import typer
+
+import lahis_tl.cli.finding
+import lahis_tl.cli.proving  # noqa: F401 - importing them registers the commands
+from lahis_tl.cli.common import app
+
+__all__ = ["app", "main"]
+
+
+def main() -> None:
+    """Exit status 0 if all went well, 1 for bad input or a failed run, 2 for wrong usage, 130 for Ctrl-C."""
+    try:
+        app()
+    except Exception as error:
+        from lahis_tl.errors import LahisError
+
+        if not isinstance(
+            error, (LahisError, ValueError, KeyError, IndexError, OSError, RuntimeError)
+        ):
+            raise
+        text = error.args[0] if isinstance(error, KeyError) and error.args else error
+        typer.echo(f"error: {text}", err=True)
+        sys.exit(1)

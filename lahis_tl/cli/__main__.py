@@ -1,0 +1,3 @@
+from lahis_tl.cli import main
+
+main()

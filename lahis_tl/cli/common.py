@@ -1,0 +1,157 @@
+"""What the commands share: the application, its options, reading and printing results."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+# Heavy modules are imported inside the commands, so that --help and mistakes answer at once.
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from lahis_tl.selection import LanguageHeads
+
+app = typer.Typer(
+    name="lahis-tl",
+    help="Find and see the attention heads by which a language model handles its languages.\n\n"
+    "Begin with `lahis-tl demo`. For your own model: `score` texts, choose `heads`, `plot` both, and "
+    "`ablate` the heads to see what they do.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+
+
+class Command(TyperCommand):
+    """A command whose help names what the registries of the code hold, read when help is asked for."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        for option in self.params:
+            text = getattr(option, "help", None) or ""
+            for name, names in _REGISTRIES.items():
+                if name in text:
+                    option.help = text.replace(name, ", ".join(names()))  # type: ignore[attr-defined]
+        super().format_help(ctx, formatter)
+
+
+def score_names() -> list[str]:
+    from lahis_tl.scores import score_methods
+
+    return score_methods()
+
+
+def rule_names() -> list[str]:
+    from lahis_tl.selection import RULES
+
+    return list(RULES)
+
+
+def match_names() -> list[str]:
+    from lahis_tl.controls import MATCHES
+
+    return list(MATCHES)
+
+
+_REGISTRIES: dict[str, Callable[[], list[str]]] = {
+    "SCORES": score_names,
+    "RULES": rule_names,
+    "MATCHES": match_names,
+}
+
+
+def one_of(names: Callable[[], list[str]]) -> Callable[[str | None], str | None]:
+    def check(value: str | None) -> str | None:
+        if value is not None and value not in names():
+            raise typer.BadParameter(f"{value!r} is not one of {', '.join(names())}")
+        return value
+
+    return check
+
+
+Method = Annotated[
+    str | None,
+    typer.Option(
+        callback=one_of(score_names), help="The score: SCORES. Default lahis.", show_default=False
+    ),
+]
+Languages = Annotated[
+    str | None,
+    typer.Option(
+        "--languages",
+        "-l",
+        help="Comma-separated codes, as in en,fr,zh. All there are if left out.",
+    ),
+]
+Dtype = Annotated[str, typer.Option(help="float32, bfloat16, float16 or float64.")]
+Device = Annotated[str | None, typer.Option(help="As in cuda:0; the first GPU, else the CPU.")]
+Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for the results; made if missing.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
+
+
+def _version(value: bool) -> bool:
+    if value:
+        from lahis_tl import __version__
+
+        typer.echo(f"lahis-tl {__version__}")
+        raise typer.Exit
+    return value
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None: ...
+
+
+def split_codes(languages: str | None) -> list[str] | None:
+    return None if languages is None else [code.strip() for code in languages.split(",")]
+
+
+def scores_of(path: Path, method: str | None, or_heads: bool = False) -> Any:
+    from lahis_tl.artifacts import load
+    from lahis_tl.gradients import HeadGradients
+    from lahis_tl.scores import HeadScores
+    from lahis_tl.scores import score as reduce
+    from lahis_tl.selection import LanguageHeads
+
+    found = load(path)
+    if isinstance(found, HeadGradients):
+        return reduce(found, method or "lahis")
+    if method not in (None, getattr(found, "method", None)):
+        raise typer.BadParameter(
+            f"{path} holds {found.method} already; --method {method} needs the gradients file"
+        )
+    if isinstance(found, HeadScores) or (or_heads and isinstance(found, LanguageHeads)):
+        return found
+    raise typer.BadParameter(f"{path} holds {found.kind}; scores or gradients are needed")
+
+
+def print_heads(heads: "LanguageHeads") -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"Heads by rule {heads.rule}, score {heads.method}", title_justify="left")
+    table.add_column("language")
+    table.add_column("specific heads, best first")
+    for language, members in heads.specific.items():
+        table.add_row(language, " ".join(members.labels) or "none")
+    table.add_section()
+    table.add_row("general", " ".join(heads.general.labels) or "none")
+    Console().print(table)
+
+
+def print_table(table: "pd.DataFrame") -> None:
+    """Numbers to three digits, one row a line."""
+    from rich.console import Console
+    from rich.table import Table
+
+    shown = Table()
+    for name in table.columns:
+        shown.add_column(str(name), justify="right" if table[name].dtype.kind in "fi" else "left")
+    for row in table.itertuples(index=False):
+        shown.add_row(*(f"{v:.3g}" if isinstance(v, float) else str(v) for v in row))
+    Console().print(shown)

@@ -1,0 +1,132 @@
+"""Commands that put heads to the test: ``ablate``."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lahis_tl.cli.common import (
+    Command,
+    Device,
+    Dtype,
+    Languages,
+    Out,
+    Quiet,
+    app,
+    match_names,
+    one_of,
+    print_table,
+    split_codes,
+)
+
+if TYPE_CHECKING:
+    from lahis_tl.heads import HeadGrid, HeadSet
+    from lahis_tl.selection import LanguageHeads
+
+
+@app.command(cls=Command)
+def ablate(
+    model: Annotated[str, typer.Argument(help="Hub name, local folder, .gguf file, or smollm2.")],
+    heads: Annotated[
+        str,
+        typer.Argument(help="A heads.safetensors, or labels such as L12H3,L7H0."),
+    ],
+    of: Annotated[
+        str,
+        typer.Option(
+            "--of",
+            help="Which heads of the file: a language, general, or all (each language's, with the matrix).",
+        ),
+    ] = "all",
+    factor: Annotated[
+        float, typer.Option(help="What the heads are multiplied by: 0 takes them away.")
+    ] = 0.0,
+    draws: Annotated[int, typer.Option(help="Random sets of heads to hold it against.")] = 100,
+    match: Annotated[
+        str,
+        typer.Option(callback=one_of(match_names), help="How they match: MATCHES."),
+    ] = "nearest",
+    corpus: Annotated[
+        str,
+        typer.Option(help="Texts that were not scored: bundled, a file, folder or hub data set."),
+    ] = "bundled",
+    languages: Languages = None,
+    n: Annotated[
+        int | None, typer.Option("-n", help="Texts a language, drawn by the seed.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the drawing of texts and of random sets.")] = 0,
+    max_tokens: Annotated[int, typer.Option(help="Longer texts are cut there.")] = 512,
+    dtype: Dtype = "float32",
+    device: Device = None,
+    out: Out = Path("out/ablate"),
+    quiet: Quiet = False,
+) -> None:
+    """Take heads away and measure the loss in every language, beside matched random heads.
+
+    Prints the change in nats per token with its interval, what random sets do, and a p-value; writes the
+    table and a figure to the folder. Texts that the heads were chosen on are left out of the bundled corpus,
+    and refused of any other.
+
+    Example: `lahis-tl ablate smollm2 out/run/heads.safetensors --of fr -n 12 --max-tokens 64 --draws 20`
+    """
+    from lahis_tl import plots
+    from lahis_tl.ablation import ablation_effect, selectivity
+    from lahis_tl.access import grid_of
+    from lahis_tl.artifacts import write_atomically
+    from lahis_tl.corpora import load_corpus, without_scored
+    from lahis_tl.models import load_model
+
+    file = _file_of_heads(heads)
+    loaded = load_model(model, dtype=dtype, device=device)
+    texts = load_corpus(corpus, split_codes(languages))
+    if corpus == "bundled" and file is not None:
+        texts = without_scored(texts, file.card)
+    texts = texts if n is None else texts.sample(n, seed)
+    typer.echo(f"{texts!r}")
+    options: dict[str, Any] = {
+        "factor": factor,
+        "draws": draws,
+        "match": match,
+        "seed": seed,
+        "max_tokens": max_tokens,
+        "progress": not quiet,
+    }
+    if file is not None and of == "all":
+        result = selectivity(loaded, file, texts, **options)
+        table, figure = result.to_dataframe(), plots.selectivity_matrix(result)
+        typer.echo(f"Own language minus the others: {result.contrast()}, p {result.p_value():.3g}")
+    else:
+        members = _members(file, heads, of, grid_of(loaded))
+        scored = None if file is None else file.card
+        effect = ablation_effect(loaded, texts, members, scored=scored, **options)
+        table, figure = effect.to_dataframe(), plots.set_effect(effect)
+    print_table(table)
+    write_atomically(out / "ablation.csv", table.to_csv(index=False).encode())
+    typer.echo(f"\nTable:  {(out / 'ablation.csv').resolve()}")
+    typer.echo(f"Figure: {plots.write(figure, out / 'ablation.html').resolve()}")
+
+
+def _file_of_heads(heads: str) -> "LanguageHeads | None":
+    """The saved heads, or None where labels are given."""
+    from lahis_tl.artifacts import load
+    from lahis_tl.selection import LanguageHeads
+
+    if not heads.endswith(".safetensors"):
+        return None
+    found = load(heads)
+    if not isinstance(found, LanguageHeads):
+        raise typer.BadParameter(
+            f"{heads} holds {found.kind}; make heads of it by `lahis-tl heads`"
+        )
+    return found
+
+
+def _members(file: "LanguageHeads | None", heads: str, of: str, grid: "HeadGrid") -> "HeadSet":
+    from lahis_tl.heads import HeadSet
+
+    if file is None:
+        return HeadSet(grid, [label.strip() for label in heads.split(",")])
+    sets = {**file.specific, "general": file.general}
+    if of not in sets:
+        raise typer.BadParameter(f"--of {of}: the file has {', '.join(sets)}, or all")
+    return sets[of]
