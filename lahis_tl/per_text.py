@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
-from typing import Any, ClassVar, TypeVar
+from typing import ClassVar, TypeVar
 
 import pandas as pd
 import torch
@@ -77,7 +77,12 @@ class PerTextHeads(Artifact):
             IndexError: there is no such row.
         """
         chosen = rows if isinstance(rows, Mapping) else dict.fromkeys(self.languages, rows)
-        return self._map(lambda code, values: values[list(chosen[code])])
+        return self.with_parts(
+            {
+                part: {code: values[list(chosen[code])] for code, values in mapping.items()}
+                for part, mapping in self.parts.items()
+            }
+        )
 
     def select(self: P, languages: Sequence[str]) -> P:
         """Only these languages, in this order."""
@@ -86,18 +91,16 @@ class PerTextHeads(Artifact):
             raise KeyError(
                 f"no {self.main} for {', '.join(missing)}; there are {', '.join(self.languages)}"
             )
-        cut = {
-            part: {code: mapping[code] for code in languages}
-            for part, mapping in self.parts.items()
-        }
-        return replace(self, **cut)  # type: ignore[type-var]
+        return self.with_parts(
+            {
+                part: {code: mapping[code] for code in languages}
+                for part, mapping in self.parts.items()
+            }
+        )
 
-    def _map(self: P, change: Any) -> P:
-        changed = {
-            part: {code: change(code, values) for code, values in mapping.items()}
-            for part, mapping in self.parts.items()
-        }
-        return replace(self, **changed)  # type: ignore[type-var]
+    def with_parts(self: P, parts: Mapping[str, Mapping[str, Tensor]]) -> P:
+        """The same result with other values, see ``parts``."""
+        return replace(self, **parts)  # type: ignore[type-var]
 
     @classmethod
     def concatenate(cls: type[P], parts: Sequence[P]) -> P:
@@ -107,7 +110,7 @@ class PerTextHeads(Artifact):
             name: {code: torch.cat([part.parts[name][code] for part in parts]) for code in mapping}
             for name, mapping in first.parts.items()
         }
-        return replace(first, **joined)  # type: ignore[type-var]
+        return first.with_parts(joined)
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row a text and head: language, text, layer, head, value."""

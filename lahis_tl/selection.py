@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import pandas as pd
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from scipy.stats import hypergeom
 from torch import Tensor
 
@@ -135,7 +135,7 @@ def language_heads(
             needs the latter, since it compares texts.
         rule: ``"authors"`` (options ``quantile``, ``min_languages``; see ``authors_rule``),
             ``"contrastive"`` (``fraction``, ``rounding``; see ``contrastive_rule``) or ``"tested"``
-            (``fdr``, ``method``, ``permutations``, ``seed``; see ``tested_rule``).
+            (``fdr``, ``method``, ``min_share``, ``permutations``, ``seed``; see ``tested_rule``).
 
     Raises:
         ValueError: unknown rule, an option out of its range, or scores where per-text values are needed.
@@ -228,19 +228,22 @@ def tested_rule(
     source: PerTextHeads,
     fdr: float = 0.05,
     method: str | None = None,
+    min_share: float | None = None,
     permutations: int = 20_000,
     seed: int = 0,
     **options: Any,
 ) -> LanguageHeads:
     """Heads that pass a permutation test, at a false discovery rate of ``fdr``.
 
-    Specific: the head's share of the score is higher in the language than elsewhere beyond chance, best
-    contrast first. General: above a random head's share in every language, and specific to none; see
-    ``specificity_test``.
+    General: above a random head's share of the score in every language, highest lowest share first. Specific:
+    not general, no less than an average head in the language, and its share there is higher than elsewhere
+    beyond chance, best contrast first; see ``specificity_test``.
 
     Args:
         fdr: expected share of wrong ones among the heads found, by Benjamini-Hochberg.
         method: the score whose per-text values are tested; ``lahis`` by default, of effects ``exact``.
+        min_share: a specific head's least mean share in its language, so that significant trifles are left
+            out; that of an average head, 1 / number of heads, if None.
 
     Raises:
         ValueError: ``fdr`` is not between 0 and 1, or there are too few texts.
@@ -248,24 +251,28 @@ def tested_rule(
     if not 0 < fdr < 1:
         raise ValueError(f"fdr={fdr} must lie between 0 and 1")
     test = specificity_test(source, method, permutations=permutations, seed=seed, **options)
-    kept = {}
-    for i, code in enumerate(test.languages):
-        passed = int((test.specific_q[i] <= fdr).sum())
-        ranking = torch.where(test.specific_q[i] <= fdr, test.contrast[i], -torch.inf)
-        kept[code] = top_heads(ranking, passed)
-    taken = {head for heads in kept.values() for head in heads}
-    candidates = top_heads(test.lowest_share, test.grid.size)
-    general = [h for h in candidates if test.general_q[h] <= fdr and h not in taken]
-    everywhere = {code: HeadSet(test.grid, [*heads, *general]) for code, heads in kept.items()}
+    least = 1 / test.grid.size if min_share is None else min_share
+    is_general = test.general_q <= fdr
+    general = _passing(is_general, test.share.amin(0))
+    passed = (test.specific_q <= fdr) & (test.share >= least) & ~is_general
+    specific = {
+        code: _passing(passed[i], test.contrast[i]) for i, code in enumerate(test.languages)
+    }
+    settings = {"fdr": float(fdr), "min_share": least, "permutations": permutations, "seed": seed}
     return _language_heads(
         test.grid,
-        everywhere,
-        general,
+        {code: HeadSet(test.grid, [*heads, *general]) for code, heads in specific.items()},
+        list(general),
         "tested",
-        {"fdr": float(fdr), "permutations": permutations, "seed": seed},
+        settings,
         test.method,
         source.origin,
     )
+
+
+def _passing(passed: Bool[Tensor, "layer head"], values: Float[Tensor, "layer head"]) -> HeadSet:
+    """The heads that passed, of highest value first."""
+    return top_heads(torch.where(passed, values, -torch.inf), int(passed.sum()))
 
 
 RULES: dict[str, Callable[..., LanguageHeads]] = {

@@ -25,10 +25,10 @@ class SpecificityTest(Artifact):
     larger losses do not look specific altogether.
 
     Attributes:
+        share: [language, layer, head], mean share; that of an average head is 1 / number of heads.
         contrast: [language, layer, head], mean share in the language minus the mean share in the others.
         specific_p: [language, layer, head], one-sided: is the share higher in this language?
         specific_q: the same, adjusted by Benjamini-Hochberg over all languages and heads.
-        lowest_share: [layer, head], mean share in the language where it is lowest.
         general_p: [layer, head], is the share above that of a head drawn at random in *every* language?
             The largest of the languages' p-values.
         general_q: the same, adjusted over heads.
@@ -36,10 +36,10 @@ class SpecificityTest(Artifact):
     """
 
     kind: ClassVar[str] = "specificity_test"
+    share: Float[Tensor, "language layer head"]
     contrast: Float[Tensor, "language layer head"]
     specific_p: Float[Tensor, "language layer head"]
     specific_q: Float[Tensor, "language layer head"]
-    lowest_share: Float[Tensor, "layer head"]
     general_p: Float[Tensor, "layer head"]
     general_q: Float[Tensor, "layer head"]
     languages: tuple[str, ...]
@@ -59,18 +59,18 @@ class SpecificityTest(Artifact):
         return HeadGrid(*self.general_p.shape)
 
     def to_dataframe(self) -> pd.DataFrame:
-        """One row a language and head: contrast, specific_p, specific_q, general_q."""
+        """One row a language and head: share, contrast, specific_p, specific_q, general_q."""
         index = pd.MultiIndex.from_product(
             [self.languages, self.grid.labels], names=["language", "label"]
         )
-        columns = {n: getattr(self, n) for n in ("contrast", "specific_p", "specific_q")}
+        columns = {n: getattr(self, n) for n in ("share", "contrast", "specific_p", "specific_q")}
         columns["general_q"] = self.general_q.expand_as(self.contrast)
         return pd.DataFrame(
             {k: v.flatten().numpy() for k, v in columns.items()}, index
         ).reset_index()
 
     def _tensors(self) -> dict[str, Tensor]:
-        names = ("contrast", "specific_p", "specific_q", "lowest_share", "general_p", "general_q")
+        names = ("share", "contrast", "specific_p", "specific_q", "general_p", "general_q")
         return {name: getattr(self, name) for name in names}
 
     def _content(self) -> Card:
@@ -135,10 +135,10 @@ def specificity_test(
     p = torch.stack(specific_p)
     shape = source.grid.shape
     return SpecificityTest(
+        share=torch.stack([s.mean(0) for s in shares]).float().reshape(-1, *shape),
         contrast=torch.stack(contrast).float().reshape(-1, *shape),
         specific_p=p.float().reshape(-1, *shape),
         specific_q=_adjusted(p).reshape(-1, *shape),
-        lowest_share=torch.stack([s.mean(0) for s in shares]).amin(0).float().reshape(shape),
         general_p=general_p.float().reshape(shape),
         general_q=_adjusted(general_p).reshape(shape),
         languages=tuple(source.languages),
