@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from lahis_tl.statistics import Interval, ScoreCertainty, score_certainty
     from lahis_tl.switched import label_tokens, switched_gradients, switched_perplexity
     from lahis_tl.tested import SpecificityTest, specificity_test
+    from lahis_tl.verified import VerifiedScores, verified_scores
 
 __version__ = version("lahis-tl")
 
@@ -73,6 +74,7 @@ _HOME = {
     "statistics": ["Interval", "ScoreCertainty", "score_certainty"],
     "switched": ["label_tokens", "switched_gradients", "switched_perplexity"],
     "tested": ["SpecificityTest", "specificity_test"],
+    "verified": ["VerifiedScores", "verified_scores"],
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
@@ -98,6 +100,7 @@ __all__ = [
     "Sweep",
     "TextLosses",
     "UntilSure",
+    "VerifiedScores",
     "ablation_effect",
     "card_of",
     "exact_effects",
@@ -128,6 +131,7 @@ __all__ = [
     "text_nll",
     "token_nll",
     "tokenizer_of",
+    "verified_scores",
 ]
 
 

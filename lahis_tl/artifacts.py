@@ -31,6 +31,7 @@ _HOMES = {
     "head_scores": "lahis_tl.scores",
     "score_certainty": "lahis_tl.statistics",
     "specificity_test": "lahis_tl.tested",
+    "verified_scores": "lahis_tl.verified",
     "language_heads": "lahis_tl.selection",
 }
 Card = dict[str, Any]

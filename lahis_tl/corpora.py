@@ -24,6 +24,7 @@ from lahis_tl.tables import (
 )
 
 BUNDLED = "bundled"
+PLANTED = "planted"
 
 
 @dataclass(frozen=True)
@@ -178,18 +179,42 @@ def fingerprints(texts: Iterable[str]) -> str:
     return "".join(digest[:_FINGERPRINT] for digest in digests)
 
 
+def _known(card: Mapping[str, Any], language: str) -> set[str]:
+    run = card.get("corpus", {}).get("fingerprints", {}).get(language, "")
+    return {run[i : i + _FINGERPRINT] for i in range(0, len(run), _FINGERPRINT)}
+
+
 def shared_texts(card: Mapping[str, Any], corpus: Corpus) -> dict[str, int]:
     """How many texts a corpus has in common with the one that a result's card tells of, by language."""
-
-    def parts(run: str) -> set[str]:
-        return {run[i : i + _FINGERPRINT] for i in range(0, len(run), _FINGERPRINT)}
-
-    known = card.get("fingerprints", {})
     common = {
-        code: len(parts(known.get(code, "")) & parts(fingerprints(texts)))
+        code: sum(fingerprints([text]) in _known(card, code) for text in texts)
         for code, texts in corpus.texts.items()
     }
     return {code: n for code, n in common.items() if n}
+
+
+def without_scored(corpus: Corpus, card: Mapping[str, Any]) -> Corpus:
+    """The texts that the result of this card did not see; of a parallel corpus, not in any language.
+
+    Raises:
+        CorpusError: none is left.
+    """
+    unseen = {
+        code: {i for i, text in enumerate(texts) if fingerprints([text]) not in _known(card, code)}
+        for code, texts in corpus.texts.items()
+    }
+    if corpus.ids is not None:
+        unseen = dict.fromkeys(corpus.languages, set.intersection(*unseen.values()))
+    rows = {code: sorted(kept) for code, kept in unseen.items()}
+    if not all(rows.values()):
+        raise CorpusError(f"all texts of {corpus!r} were scored already; test on others")
+    return Corpus(
+        texts={code: tuple(corpus.texts[code][i] for i in kept) for code, kept in rows.items()},
+        ids=None if corpus.ids is None else tuple(corpus.ids[i] for i in rows[corpus.languages[0]]),
+        source=corpus.source,
+        dropped=corpus.dropped,
+        history=(*corpus.history, "without scored texts"),
+    )
 
 
 def load_corpus(
@@ -212,14 +237,15 @@ def load_corpus(
     Corpus(en: 48, fr: 48, parallel)
 
     Args:
-        source: ``"bundled"`` (80 parallel paragraphs of ours in 10 languages); a mapping language →
-            texts; a folder with one file a language (``fr.txt``, ``fr.jsonl``, ...); one table (json,
-            jsonl, csv, parquet) with a language and a text column, or with one column a language (of
-            those named in ``languages``, else all with a two-letter code); or
+        source: ``"bundled"`` (80 parallel paragraphs of ours in 10 languages); ``"planted"`` (texts in
+            the made-up languages of ``lahis_tl.planted``, for the model of that name); a mapping
+            language → texts; a folder with one file a language (``fr.txt``, ``fr.jsonl``, ...); one
+            table (json, jsonl, csv, parquet) with a language and a text column, or with one column a
+            language (of those named in ``languages``, else all with a two-letter code); or
             a hub data set. ``wikimedia/wikipedia`` and ``openlanguagedata/flores_plus`` are known;
             for others name the configuration by ``config="{language}"`` or a ``language_column``.
         languages: BCP 47 codes; all there are if None (needed for the hub).
-        n: texts a language, drawn by ``seed``; all if None (needed for Wikipedia).
+        n: texts a language, drawn by ``seed``; all if None (needed for Wikipedia; 64 of ``"planted"``).
         split: of a hub data set; ``train``, or what the known ones are made for.
         id_column: where rows of one id are translations of one another; makes the corpus parallel.
         min_chars: texts shorter than this, white space stripped, are left out and counted, as are
@@ -233,6 +259,10 @@ def load_corpus(
     wanted = None if languages is None else [check_language(code) for code in languages]
     if wanted is not None and len(set(wanted)) < len(wanted):
         raise CorpusError(f"a language is named twice: {', '.join(wanted)}")
+    if source == PLANTED:
+        from lahis_tl import planted  # it makes a Corpus itself
+
+        return planted.planted_corpus(64 if n is None else n, seed, wanted)
     if isinstance(source, Mapping):
         table = from_mapping(source)
         name = "memory"

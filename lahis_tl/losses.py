@@ -9,8 +9,8 @@ from torch.autograd.function import once_differentiable
 
 from lahis_tl.access import LensModel, Unembedding, final_hidden, full_logits, unembedding_of
 
-# One block of float32 logits holds this many numbers (16 MB): small enough for the allocator to reuse.
-_BLOCK = 2**22
+# One block of float32 logits holds this many numbers (64 MB): enough rows for a product to run at full speed.
+_BLOCK = 2**24
 
 
 class _ChunkedNLL(torch.autograd.Function):

