@@ -1,16 +1,18 @@
 """Time and memory of gradient scoring, against the authors' procedure and against the floor.
 
-Three ways to score the same texts, timed in turn within one process so that a drifting machine
-hits all alike:
+Ways to score the same texts, timed in turn within one process so that a drifting machine hits all alike:
 
 a. ours: texts batched, mask expanded per text, chunked loss.
 b. the authors' procedure in our own writing: Hugging Face with eager attention, one text at a time,
    a bfloat16 mask that AdamW moves after every text.
 c. the floor: the bare Hugging Face model with its fastest attention (SDPA) on the batches of (a),
    one forward pass and a backward pass to the activations, no mask at all.
+d. TransformerLens itself: its model with no hook and no mask, the same loss and backward pass. What (a) takes
+   beyond (d) is ours; what (d) takes beyond (c) no hook point can save.
 
     python -m analyses.benchmark                     # all lengths, float32 and bfloat16
     python -m analyses.benchmark --quick             # one short length
+    python -m analyses.benchmark --profile 128       # operations of (d) and (c) side by side
 """
 
 import argparse
@@ -69,7 +71,7 @@ def _texts(tokenizer: Any, length: int, count: int) -> list[list[int]]:
 
 def floor_pass(hf: Any, batches: list[Batch]) -> None:
     """(c) One forward and one activation-only backward pass a batch, no mask."""
-    with _embeddings_need_grad(hf):
+    with _needs_grad(hf.get_input_embeddings()):
         for batch in batches:
             logits = hf(
                 input_ids=batch.ids, attention_mask=batch.attention_mask, use_cache=False
@@ -79,11 +81,17 @@ def floor_pass(hf: Any, batches: list[Batch]) -> None:
             (loss / (batch.ids.shape[1] - 1)).backward()
 
 
+def bare_pass(model: lt.access.LensModel, batches: list[Batch]) -> None:
+    """(d) The same through TransformerLens's model, without a hook."""
+    hf = getattr(model, "original_model", None)
+    with _needs_grad(model.embed if hf is None else hf.get_input_embeddings()):
+        for batch in batches:
+            lt.text_nll(model, batch.ids, batch.attention_mask).sum().backward()
+
+
 @contextmanager
-def _embeddings_need_grad(hf: Any) -> Iterator[None]:
-    handle = hf.get_input_embeddings().register_forward_hook(
-        lambda module, inputs, output: output.requires_grad_()
-    )
+def _needs_grad(embedding: nn.Module) -> Iterator[None]:
+    handle = embedding.register_forward_hook(lambda module, inputs, output: output.requires_grad_())
     try:
         yield
     finally:
@@ -213,6 +221,7 @@ def _measure(
 ) -> list[dict[str, Any]]:
     """Times in turn, then memory; one row a way."""
     runs = {name: partial(ours_pass, model, batches) for name, model in models.ours.items()}
+    runs |= {f"{name}, bare": partial(bare_pass, m, batches) for name, m in models.ours.items()}
     runs |= {"authors": partial(authors_pass, models.eager, texts)}
     runs |= {"floor": partial(floor_pass, models.sdpa, batches)}
     seconds: dict[str, list[float]] = {name: [] for name in runs}
@@ -264,7 +273,7 @@ def _agreement(gradients: dict[tuple[str, str, int], Tensor]) -> pd.DataFrame:
 def _verdict(table: pd.DataFrame, agreement: pd.DataFrame) -> str:
     lines = []
     for way in dict.fromkeys(table["way"]):
-        if way in ("authors", "floor"):
+        if way in ("authors", "floor") or way.endswith("bare"):
             continue
         rows = [row for row in table.to_dict("records") if row["way"] == way]
         worst = max(rows, key=lambda row: row["over_floor"])
@@ -281,6 +290,27 @@ def _verdict(table: pd.DataFrame, agreement: pd.DataFrame) -> str:
     return " ".join(lines)
 
 
+def profile(length: int, count: int, top: int = 14) -> pd.DataFrame:
+    """Time of each operation in one pass of (d) and of (c), ms a text; where (d) takes longest beyond (c)."""
+    models = _load_all("float32", ("auto",))
+    ((name, model),) = models.ours.items()
+    batches = make_batches({"all": _texts(lt.tokenizer_of(model), length, count)}, 1024)
+    columns = {}
+    for way, run_once in (
+        (name, partial(bare_pass, model)),
+        ("floor", partial(floor_pass, models.sdpa)),
+    ):
+        run_once(batches)
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as recorded:
+            run_once(batches)
+        events = recorded.key_averages()
+        columns[f"{way}_ms"] = {e.key: e.self_cpu_time_total / 1000 / count for e in events}
+        columns[f"{way}_calls"] = {e.key: e.count for e in events}
+    table = pd.DataFrame(columns).fillna(0).rename_axis("operation").reset_index()
+    beyond = table[f"{name}_ms"] - table["floor_ms"]
+    return table.assign(beyond_ms=beyond).nlargest(top, "beyond_ms").round(1)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
@@ -288,7 +318,11 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="32 tokens only, one round")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--csv", type=Path, help="write the table there")
+    parser.add_argument("--profile", type=int, metavar="TOKENS", help="operations at this length")
     options = parser.parse_args()
+    if options.profile:
+        print(profile(options.profile, max(2, 1024 // options.profile)).to_string(index=False))
+        return
     result = run(
         lengths={32: 16} if options.quick else None,
         repeats=1 if options.quick else options.repeats,

@@ -17,6 +17,7 @@ from torch import Tensor
 import lahis_tl as lt
 from analyses.result import Result, model_of, run_from_command_line
 from lahis_tl.access import LensModel
+from lahis_tl.batches import tokenize
 from lahis_tl.scores import method_for, reduce_rows
 from lahis_tl.statistics import percentile_interval, rank_correlation
 
@@ -50,11 +51,9 @@ def run(
     folder = None if checkpoint is None else Path(checkpoint)
     options: dict[str, Any] = {"max_tokens": max_tokens, "progress": progress}
 
-    effects, exact_s = _timed(
-        lambda: lt.exact_effects(model, corpus, checkpoint=folder and folder / "exact", **options)
-    )
+    effects, exact_s = _timed(lambda: _exact(model, corpus, max_tokens, folder, progress))
     grads, screen_s = _timed(
-        lambda: lt.head_gradients(model, corpus, curvature_draws=4, seed=seed, **options)
+        lambda: lt.head_gradients(model, corpus, curvature_draws=2, seed=seed, **options)
     )
     verified, verified_s = _timed(
         lambda: lt.verified_scores(model, corpus, budget=budget, seed=seed, **options)
@@ -92,6 +91,23 @@ def run(
         figures,
         _verdict(table, verified, times, top_k),
     )
+
+
+def _exact(
+    model: LensModel, corpus: lt.Corpus, max_tokens: int, folder: Path | None, progress: bool
+) -> lt.HeadEffects:
+    """Language by language, so that what is finished of an interrupted run is whole languages."""
+    found = [
+        lt.exact_effects(
+            model, {code: ids}, checkpoint=folder and folder / f"exact-{code}", progress=progress
+        )
+        for code, ids in tokenize(model, corpus, max_tokens).items()
+    ]
+    joined: dict[str, dict[str, Tensor]] = {name: {} for name in found[0].parts}
+    for each in found:
+        for name, mapping in each.parts.items():
+            joined[name] |= mapping
+    return found[0].with_parts(joined)
 
 
 def _timed(make: Callable[[], Any]) -> tuple[Any, float]:

@@ -101,11 +101,12 @@ def _verdict(result: lt.Selectivity, heads: lt.LanguageHeads) -> str:
     sizes = sorted({len(heads.specific[code]) for code in result.rows})
     own = [result.change[code, code].mean().item() for code in result.rows]
     return (
-        f"Taking a language's {'-'.join(map(str, sizes))} heads away (score {heads.method}, rule {heads.rule}) "
-        f"raises the loss in its own language by {min(own):.2f} to {max(own):.2f} nats per token, and by "
-        f"{result.contrast()} more than in the others, mean over {len(result.rows)} languages "
-        f"(p {result.p_value():.2g} against {result.controls.shape[1]} matched random sets a language). Selective language by language, with an "
-        f"interval above 0 and p ≤ 0.05: {', '.join(good) or 'none'}."
+        f"Taking a language's {'-'.join(map(str, sizes))} heads away (score {heads.method}, rule "
+        f"{heads.rule}) raises the loss in its own language by {min(own):.2f} to {max(own):.2f} nats per "
+        f"token, and by {result.contrast()} more than in the others, mean over {len(result.rows)} languages "
+        f"(p {result.p_value():.2g} against {result.controls.shape[1]} matched random sets a language). Selective "
+        "language by language, with an interval above 0 and p ≤ 0.05: "
+        f"{', '.join(good) or 'none'}."
     )
 
 

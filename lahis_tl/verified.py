@@ -75,7 +75,7 @@ def verified_scores(
     corpus: Corpus | TokenIds,
     *,
     budget: float = 0.15,
-    curvature_draws: int = 4,
+    curvature_draws: int = 2,
     max_tokens: int | None = 512,
     batch_tokens: int = 2048,
     seed: int = 0,
@@ -103,7 +103,7 @@ def verified_scores(
     if not 0 < budget <= 1:
         raise ValueError(f"budget={budget} must lie above 0 and not above 1")
     folder = None if checkpoint is None else Path(checkpoint)
-    costs = _Costs.of(model)
+    costs = Costs.of(model)
     screening = costs.screening(curvature_draws)
     if screening > budget:
         raise ValueError(
@@ -170,7 +170,7 @@ def _estimate(
 
 
 @dataclass(frozen=True)
-class _Costs:
+class Costs:
     """Products with weights for one token, by layer and for the unembedding: what a forward pass costs."""
 
     layers: Float[Tensor, " layer"]
@@ -178,11 +178,16 @@ class _Costs:
     n_heads: int
 
     @classmethod
-    def of(cls, model: LensModel) -> "_Costs":
+    def of(cls, model: LensModel) -> "Costs":
         layers = [sum(p.numel() for p in block.parameters()) for block in model.blocks]
         unembedding = unembedding_of(model)
         last = 0 if unembedding is None else unembedding.weight.numel()
         return cls(torch.tensor(layers, dtype=torch.float64), float(last), int(model.cfg.n_heads))
+
+    @property
+    def forward(self) -> float:
+        """Of one forward pass."""
+        return float(self.layers.sum()) + self.unembedding
 
     @property
     def one_head(self) -> Float[Tensor, " layer"]:

@@ -1,0 +1,167 @@
+"""Every experiment runs end to end, small, on the planted model, and its verdict follows its table."""
+
+import re
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+import torch
+from test_statistics import gradients_of, noise
+
+import lahis_tl as lt
+from analyses import faithfulness, perplexity, planted, selectivity, stability
+from analyses.result import Result
+from lahis_tl.planted import planted_truth
+
+
+@pytest.fixture(scope="module")
+def model():
+    return lt.load_model("planted")
+
+
+@pytest.fixture(autouse=True)
+def planted_texts(monkeypatch):
+    """The experiments ask for the bundled corpus; here they get the planted languages."""
+    real = lt.load_corpus
+
+    def load(source="bundled", languages=None, n=None, **options):
+        return real("planted", languages, n or 40, **options)
+
+    monkeypatch.setattr(lt, "load_corpus", load)
+
+
+LANGUAGES = ("qaa", "qab", "qac")
+
+
+def check(result: Result, tmp_path):
+    assert isinstance(result.dataframe, pd.DataFrame)
+    assert len(result.verdict) > 80
+    assert "nan" not in result.verdict
+    page = result.save(tmp_path / result.name)
+    assert "<script" in page.read_text()
+    for name, table in result.tables.items():
+        assert len(pd.read_csv(page.parent / f"{name}.csv")) == len(table)
+    assert result.verdict in (page.parent / "verdict.txt").read_text()
+
+
+def test_faithfulness(model, tmp_path):
+    result = faithfulness.run(
+        model,
+        LANGUAGES,
+        n=8,
+        max_tokens=48,
+        top_k=4,
+        budget=0.7,
+        draws=20,
+        checkpoint=None,
+        progress=False,
+    )
+    check(result, tmp_path)
+    table = result.dataframe.set_index(["score", "language"])
+    assert table.loc[("lahis", "qaa"), "common_of_top_4"] == 4, "lahis finds the planted four"
+    assert (
+        table.loc[("taylor", "qaa"), "rank_correlation"]
+        < table.loc[("lahis", "qaa"), "rank_correlation"]
+    )
+
+
+def test_selectivity_finds_the_planted_heads_selective(model, tmp_path):
+    result = selectivity.run(
+        model,
+        LANGUAGES,
+        n=24,
+        test_texts=8,
+        max_tokens=48,
+        rule="tested",
+        draws=20,
+        permutations=2000,
+        progress=False,
+    )
+    check(result, tmp_path)
+    contrasts = result.tables["contrasts"].set_index("heads_of")
+    assert (contrasts["lower"] > 0.15).all(), (
+        "each specific head is worth 0.28 nats in its language alone"
+    )
+    assert (contrasts["p"] <= 1 / 21 + 1e-9).all()
+    assert (
+        "Selective language by language, with an interval above 0 and p ≤ 0.05: qaa, qab, qac"
+        in result.verdict
+    )
+    matrix = result.dataframe.query("heads_of != text_in")
+    assert matrix["change"].abs().max() < 0.02
+
+
+def test_perplexity(model, tmp_path):
+    result = perplexity.run(
+        model, LANGUAGES, n=24, test_texts=6, max_tokens=48, rule="tested", draws=5, progress=False
+    )
+    check(result, tmp_path)
+    table = result.dataframe
+    own = table[(table["condition"] == "qab heads off") & (table["language"] == "qab")].iloc[0]
+    assert own["change"] > 0.15
+    assert own["p"] == pytest.approx(1 / 6)
+    assert {"none", "general heads off"} <= set(table["condition"])
+
+
+def test_stability(model, tmp_path):
+    result = stability.run(
+        model,
+        LANGUAGES,
+        n=20,
+        max_tokens=48,
+        methods=("lahis", "taylor"),
+        top_k=4,
+        draws=10,
+        progress=False,
+    )
+    check(result, tmp_path)
+    most = result.dataframe.query("texts == 10").set_index(["method", "language"])
+    assert most.loc[("lahis", "qaa"), "common_of_top_4"] == 1
+    stops = result.tables["stopping"].set_index(["method", "language"])
+    assert stops.loc[("lahis", "qaa"), "sure of 80%"] == 10
+
+
+def test_the_planted_heads_are_found(tmp_path):
+    result = planted.run(n=24, shuffles=4, permutations=2000, progress=False)
+    check(result, tmp_path)
+    rules = result.tables["rules"].set_index(["score", "rule"])
+    for method in ("lahis", "exact"):
+        row = rules.loc[(method, "tested")]
+        assert (row.specific_found, row.general_found) == (5, 3)
+        assert (row.specific_false, row.general_false) == (0, 0)
+    scores = result.dataframe.set_index("score")
+    assert scores.loc["exact", "auc_needed_worst"] == 1
+    assert (result.tables["random_model"]["specific_found"] == 0).all()
+
+
+def test_shuffling_exchanges_languages_within_texts():
+    values = {code: torch.full((5, 1, 2), float(i)) for i, code in enumerate(LANGUAGES)}
+    source = gradients_of(values)
+    mixed = planted.shuffled(source, torch.Generator().manual_seed(0))
+    stacked = torch.stack([mixed[code][:, 0, 0] for code in LANGUAGES])
+    assert (stacked.sort(0).values == torch.tensor([[0.0], [1.0], [2.0]])).all()
+    assert not all(torch.equal(mixed[code], values[code]) for code in LANGUAGES)
+
+
+def test_the_shares_of_ranks_by_hand():
+    truth = planted_truth()
+    values = noise(*truth.grid.shape)
+    mask = torch.zeros(truth.grid.shape, dtype=torch.bool)
+    mask[0, :3] = True
+    yes, no = values[mask], values[~mask]
+    expected = float((yes[:, None] > no[None]).float().mean())
+    assert planted._auc(values, mask) == pytest.approx(expected)
+
+
+def test_from_the_command_line(tmp_path):
+    command = [sys.executable, "-m", "analyses.planted", "--quick", "--out", str(tmp_path)]
+    done = subprocess.run(
+        [*command, "--max-tokens", "3"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "planted has no setting max_tokens" in done.stderr
+    help_text = subprocess.run(
+        [*command, "--help"], capture_output=True, text=True, check=True
+    ).stdout
+    assert re.search(r"--quick\s+a small run: \{'n': 24", help_text)
