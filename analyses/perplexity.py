@@ -13,7 +13,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 import lahis_tl as lt
-from analyses.result import Result, model_of, run_from_command_line
+from analyses.result import Result, choose_heads, model_of, run_from_command_line
 from lahis_tl.access import LensModel
 from lahis_tl.statistics import mean_interval
 
@@ -43,7 +43,7 @@ def run(
     model = model_of(model)
     options: dict[str, Any] = {"max_tokens": max_tokens, "progress": progress}
     grads = lt.head_gradients(model, scoring, **options)
-    heads = lt.language_heads(lt.score(grads, method), rule, **rule_options)
+    heads = choose_heads(grads, method, rule, **rule_options)
     plain = lt.perplexity(model, testing, **options)
     sets = {
         f"{code} heads": heads.specific[code] for code in languages if len(heads.specific[code])

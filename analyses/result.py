@@ -73,6 +73,15 @@ def model_of(model: LensModel | str, **options: Any) -> LensModel:
     return lt.load_model(model, **options) if isinstance(model, str) else model
 
 
+def choose_heads(
+    grads: lt.HeadGradients, method: str, rule: str, **options: Any
+) -> lt.LanguageHeads:
+    """Heads by a score and a rule; for the tested rule ``method`` is what it tests."""
+    if rule == "tested":
+        return lt.language_heads(grads, rule, method=method, **options)
+    return lt.language_heads(lt.score(grads, method), rule, **options)
+
+
 def run_from_command_line(
     run: Callable[..., Result], description: str | None, quick: Mapping[str, Any]
 ) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 import lahis_tl as lt
-from analyses.result import Result, model_of, run_from_command_line
+from analyses.result import Result, choose_heads, model_of, run_from_command_line
 from lahis_tl.access import LensModel
 
 
@@ -44,10 +44,7 @@ def run(
     testing = rest.sample(test_texts, seed=seed)
     model = model_of(model)
     grads = lt.head_gradients(model, scoring, max_tokens=max_tokens, progress=progress)
-    if rule == "tested":
-        heads = lt.language_heads(grads, rule, method=method, **rule_options)
-    else:
-        heads = lt.language_heads(lt.score(grads, method), rule, **rule_options)
+    heads = choose_heads(grads, method, rule, **rule_options)
     options: dict[str, Any] = {"max_tokens": max_tokens, "seed": seed, "progress": progress}
     result = lt.selectivity(model, heads, testing, draws=draws, **options)
     tables = {

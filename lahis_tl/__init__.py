@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from lahis_tl.masks import HeadMask, masked
     from lahis_tl.means import mean_head_outputs
     from lahis_tl.models import load_model
+    from lahis_tl.overlaps import HeadOverlap, head_overlap
     from lahis_tl.scores import HeadScores, register_score, score, score_methods
     from lahis_tl.selection import LanguageHeads, language_heads
     from lahis_tl.sequential import UntilSure, score_until
@@ -59,6 +60,7 @@ _HOME = {
     "masks": ["HeadMask", "masked"],
     "models": ["load_model"],
     "evaluation": ["TextLosses", "perplexity"],
+    "overlaps": ["HeadOverlap", "head_overlap"],
     "scores": ["HeadScores", "register_score", "score", "score_methods"],
     "selection": ["LanguageHeads", "language_heads"],
     "ablation": [
@@ -88,6 +90,7 @@ __all__ = [
     "HeadGradients",
     "HeadGrid",
     "HeadMask",
+    "HeadOverlap",
     "HeadScores",
     "HeadSet",
     "Interval",
@@ -106,6 +109,7 @@ __all__ = [
     "exact_effects",
     "grid_of",
     "head_gradients",
+    "head_overlap",
     "label_tokens",
     "lahis_code",
     "language_heads",

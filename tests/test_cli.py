@@ -36,9 +36,10 @@ def scored(checkpoint, tmp_path_factory):
 
 def test_help_teaches_and_names_the_registries():
     for command, words in {
-        "": ["demo", "score", "heads", "plot"],
+        "": ["demo", "score", "heads", "plot", "ablate"],
         "score": ["lahis, lahis_code, sensitivity, taylor", "Example", "bundled"],
-        "heads": ["authors, contrastive", "quantile"],
+        "heads": ["authors, contrastive, tested", "quantile", "--fdr"],
+        "ablate": ["layer, nearest, network", "Example", "general"],
         "plot": ["heatmap, difference, counts, layers, overlap"],
         "demo": ["SmolLM2"],
     }.items():
@@ -145,3 +146,71 @@ def test_the_installed_command_knows_its_version():
         check=True,
     )
     assert done.stdout.strip() == f"lahis-tl {lt.__version__}"
+
+
+@pytest.fixture
+def unseen(tmp_path):
+    for code, text in {"en": "here the cat is in the house", "fr": "la maison ici le chat"}.items():
+        (tmp_path / f"{code}.txt").write_text("\n".join(f"{text} {'la ' * i}" for i in range(1, 4)))
+    return tmp_path
+
+
+def test_ablate_tests_sets_of_a_file_and_labels(scored, checkpoint, unseen):
+    file = scored / "contrast"
+    made = run(
+        "heads",
+        scored / "scores.safetensors",
+        "--rule",
+        "contrastive",
+        "--fraction",
+        "0.1",
+        "-o",
+        file,
+    )
+    assert made.exit_code == 0, made.output
+    options = ["--corpus", unseen, "--draws", "3", "--quiet"]
+    out = unseen / "out"
+    whole = run("ablate", checkpoint("llama"), f"{file}.safetensors", *options, "-o", out)
+    assert whole.exit_code == 0, whole.output
+    assert "Own language minus the others" in whole.output
+    assert (out / "ablation.csv").read_text().startswith("heads_of,text_in,change")
+    assert (out / "ablation.html").is_file()
+    one = run(
+        "ablate", checkpoint("llama"), f"{file}.safetensors", "--of", "fr", *options, "-o", out
+    )
+    assert one.exit_code == 0, one.output
+    assert (out / "ablation.csv").read_text().startswith("language,change,lower")
+    labels = run("ablate", checkpoint("llama"), "L0H1,L2H3", *options, "-o", out)
+    assert labels.exit_code == 0, labels.output
+
+
+def test_ablate_refuses_scored_texts_and_what_it_does_not_know(scored, checkpoint, unseen):
+    file = scored / "contrast.safetensors"
+    made = run(
+        "heads",
+        scored / "scores.safetensors",
+        "--rule",
+        "contrastive",
+        "--fraction",
+        "0.1",
+        "-o",
+        file,
+    )
+    assert made.exit_code == 0, made.output
+    same = run("ablate", checkpoint("llama"), file, "--corpus", scored / "texts", "-o", unseen)
+    assert same.exit_code == 1
+    assert "scored already" in str(same.exception)
+    wrong = run("ablate", checkpoint("llama"), file, "--of", "de", "--corpus", unseen, "-o", unseen)
+    assert wrong.exit_code == 2
+    assert "the file has en, fr, general, or all" in wrong.output
+    outside = run("ablate", checkpoint("llama"), "L9H9", "--corpus", unseen, "-o", unseen)
+    assert "L9H9 is outside" in str(outside.exception)
+    scores = run("ablate", checkpoint("llama"), scored / "scores.safetensors", "--corpus", unseen)
+    assert "make heads of it by" in scores.output
+
+
+def test_the_tested_rule_needs_gradients(scored):
+    tested = run("heads", scored / "gradients.safetensors", "--rule", "tested", "-o", scored / "t")
+    assert tested.exit_code == 0, tested.output
+    scores = run("heads", scored / "scores.safetensors", "--rule", "tested")
+    assert "give it the gradients" in str(scores.exception)

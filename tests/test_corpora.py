@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lahis_tl as lt
-from lahis_tl.corpora import load_corpus
+from lahis_tl.corpora import load_corpus, shared_texts, without_scored
 from lahis_tl.languages import check_language, flores_code
 
 LONG = "a sentence that is long enough to be kept, number {}"
@@ -296,3 +296,17 @@ def test_the_card_says_how_the_texts_were_drawn():
         "sample(n=40, seed=3)",
         "split(n=10, seed=4)[1]",
     ]
+
+
+def test_texts_that_were_scored_can_be_left_out_or_found():
+    whole = load_corpus("bundled", ["en", "fr"], n=20)
+    scored, rest = whole.split(8)
+    card = {"corpus": scored.card}
+    assert shared_texts(card, whole) == {"en": 8, "fr": 8}
+    assert shared_texts(card, rest) == {}
+    assert without_scored(whole, card).texts == rest.texts
+    # A paragraph that was scored in English is not tested on in French either.
+    english = {"corpus": scored.select(["en"]).card}
+    assert without_scored(whole, english).ids == rest.ids
+    with pytest.raises(lt.CorpusError, match=r"all texts of .* were scored already"):
+        without_scored(scored, card)

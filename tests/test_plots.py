@@ -17,6 +17,41 @@ SCORES = HeadScores(
     n_texts=(4, 4, 4),
 )
 HEADS = lt.language_heads(SCORES, quantile=0.7)
+GENERATOR = torch.Generator().manual_seed(1)
+
+
+def draw(*shape):
+    return torch.randn(*shape, generator=GENERATOR)
+
+
+def certainty():
+    grads = lt.HeadGradients(
+        {"fr": draw(8, 5, 4)}, {"fr": torch.ones(8)}, {"fr": torch.full((8,), 9)}
+    )
+    return lt.score_certainty(grads, top_k=6, draws=50)
+
+
+CODES = ("en", "fr")
+MATRIX = lt.Selectivity(
+    CODES, CODES, {(r, c): draw(6) for r in CODES for c in CODES}, draw(2, 20, 2)
+)
+EFFECT = lt.AblationEffect(
+    lt.HeadSet(SCORES.grid, ["L0H1"]),
+    0.0,
+    {c: draw(6) for c in CODES},
+    {c: draw(20) for c in CODES},
+    [],
+)
+SWEEP = lt.Sweep(
+    "factor", (0.0, 1.0, 2.0), {c: draw(3, 6) for c in CODES}, {c: draw(3, 4) for c in CODES}
+)
+EVIDENCE = {
+    "intervals": lambda: plots.intervals(certainty(), "fr"),
+    "agreement": lambda: plots.agreement(SCORES, SCORES, "fr"),
+    "selectivity": lambda: plots.selectivity_matrix(MATRIX),
+    "set effect": lambda: plots.set_effect(EFFECT),
+    "sweep": lambda: plots.sweep(SWEEP),
+}
 FIGURES = {
     "heatmap": lambda: plots.heatmap(SCORES),
     "one language": lambda: plots.heatmap(SCORES, "fr"),
@@ -29,6 +64,43 @@ FIGURES = {
 
 def cells(trace):
     return torch.tensor([list(row) for row in trace.z])
+
+
+@pytest.mark.parametrize("name", EVIDENCE)
+def test_evidence_has_a_title_units_and_an_opaque_ground(name):
+    figure = EVIDENCE[name]()
+    assert len(figure.layout.title.text) > 10
+    assert figure.layout.paper_bgcolor == "white"
+    assert "nats per token" in figure.to_json()
+    assert len(figure.to_json()) < 60_000
+
+
+def test_the_matrix_shows_its_cells_and_what_random_sets_do():
+    figure = plots.selectivity_matrix(MATRIX)
+    (trace,) = figure.data
+    torch.testing.assert_close(cells(trace).float(), MATRIX.matrix)
+    table = MATRIX.to_dataframe()
+    for i in range(2):
+        for j in range(2):
+            row = table.iloc[2 * i + j]
+            assert trace.text[i][j].endswith("*") == (row.p <= 0.05)
+            assert trace.customdata[i][j][2] == pytest.approx(row.control_mean)
+    assert trace.zmid == 0
+
+
+def test_every_random_set_is_drawn_beside_the_heads():
+    figure = plots.set_effect(EFFECT)
+    *boxes, heads = figure.data
+    assert [len(box.y) for box in boxes] == [20, 20]
+    assert list(heads.y) == pytest.approx([float(EFFECT.change[c].mean()) for c in CODES])
+
+
+def test_a_sweep_shades_the_range_of_all_random_sets():
+    band, *lines = plots.sweep(SWEEP).data
+    drawn = torch.cat([SWEEP.controls[c] for c in CODES], 1)
+    assert list(band.y[:3]) == pytest.approx(drawn.amin(1).tolist())
+    assert list(band.y[3:]) == pytest.approx(drawn.amax(1).flip(0).tolist())
+    assert [line.name for line in lines] == list(CODES)
 
 
 @pytest.mark.parametrize("name", FIGURES)
