@@ -182,13 +182,13 @@ def _figure(table: pd.DataFrame, truth: lt.HeadScores) -> go.Figure:
 
 
 def _verdict(table: pd.DataFrame, verified: lt.VerifiedScores, times: pd.DataFrame, k: int) -> str:
-    by_score = table.groupby("score", sort=False)
-    low, high = by_score["rank_correlation"].min(), by_score["rank_correlation"].max()
-    common = by_score[f"common_of_top_{k}"].min()
-    listed = "; ".join(
-        f"{name} {low[name]:.2f} to {high[name]:.2f} ({common[name]} of the true top {k} at least)"
-        for name in low.index
-    )
+    parts = []
+    for name, rows in table.groupby("score", sort=False):
+        rho, common = rows["rank_correlation"].tolist(), rows[f"common_of_top_{k}"].tolist()
+        parts.append(
+            f"{name} {min(rho):.2f} to {max(rho):.2f} ({min(common)} of the true top {k} at least)"
+        )
+    listed = "; ".join(parts)
     share = float(times["share"].iloc[-1])
     return (
         f"Rank correlation with the exact effect of zero ablation, over languages: {listed}. Verified scores take "

@@ -1,4 +1,4 @@
-"""Screen all heads by gradients, then ablate those whose estimate is least certain."""
+"""Screen all heads by gradients and curvature, then ablate those whose removal may cost most."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,9 +84,11 @@ def verified_scores(
 ) -> VerifiedScores:
     """The effect of every head's removal, at a fraction of the cost of removing every head.
 
-    Gradients and curvature of all texts estimate every effect (``second_order``). Where the curvature is
-    large the estimate is least certain, whatever its value, since the way from m = 1 to 0 is long there; so the
-    heads of largest curvature are ablated, as many as the budget allows.
+    Gradients and curvature of all texts estimate every effect (``second_order``). Its saturation is a guess where
+    the curvature is large, so heads are ablated in the order of −g + ½·h, what their removal may cost without
+    it, over the arithmetic that finding out takes; as many as the budget allows. What a head does beyond that
+    form, such as holding a language that the model gives up without it, only its removal shows: a head that
+    was not ablated may matter more than is said of it.
 
     >>> scores = verified_scores(model, corpus)      # doctest: +SKIP
     >>> scores.exact("fr"), scores.cost              # doctest: +SKIP
@@ -124,7 +126,8 @@ def verified_scores(
     values, verified, errors = [], [], []
     spent = 0.0
     for code, texts in token_ids.items():
-        chosen, cost = costs.affordable(grads.curvature[code].mean(0), budget - screening)
+        possible = second_order(grads[code], grads.curvature[code], saturation=0.0)
+        chosen, cost = costs.affordable(possible, budget - screening)
         spent += (screening + cost) / len(token_ids)
         value, error = _estimate(grads, code)
         mask = torch.zeros(grads.grid.shape, dtype=torch.bool)
@@ -204,15 +207,15 @@ class Costs:
         return (layers + 4 * self.unembedding) / self.exact
 
     def affordable(
-        self, priority: Float[Tensor, "layer head"], budget: float
+        self, possible: Float[Tensor, "layer head"], budget: float
     ) -> tuple[HeadSet, float]:
-        """The first heads by priority that the budget pays for, and their cost, as shares of ``exact``."""
+        """Heads by what they may be worth for their cost, as many as the budget pays for; and the cost."""
+        shares = self.one_head / self.exact
         spent, chosen = 0.0, []
-        ranking = top_heads(priority, priority.numel())
+        ranking = top_heads(possible / shares[:, None], possible.numel())
         for head in ranking:
-            cost = float(self.one_head[head.layer]) / self.exact
-            if spent + cost > budget:
+            if spent + float(shares[head.layer]) > budget:
                 break
-            spent += cost
+            spent += float(shares[head.layer])
             chosen.append(head)
         return HeadSet(ranking.grid, chosen), spent
