@@ -16,7 +16,7 @@ import pandas as pd
 import plotly.graph_objects as go
 import torch
 from jaxtyping import Bool, Float
-from scipy.stats import mannwhitneyu
+from scipy.stats import binomtest, mannwhitneyu
 from torch import Tensor
 
 import lahis_tl as lt
@@ -167,16 +167,23 @@ def _judge_null(
     generator = torch.Generator().manual_seed(seed)
     counts = []
     for number in range(shuffles):
-        test = lt.specificity_test(
-            shuffled(source, generator), method, permutations=permutations, seed=number
+        heads = lt.language_heads(
+            shuffled(source, generator),
+            "tested",
+            method=method,
+            fdr=fdr,
+            permutations=permutations,
+            seed=number,
         )
-        counts.append(int((test.specific_q <= fdr).sum()))
+        counts.append(sum(map(len, heads.specific.values())))
     runs = sum(count > 0 for count in counts)
+    upper = float(binomtest(runs, shuffles).proportion_ci(method="exact").high)
     return {
         "score": method,
         "shuffles": shuffles,
         "shuffles_with_discoveries": runs,
         "false_discovery_rate": runs / shuffles,
+        "upper": upper,
         "heads_found_in_all": sum(counts),
     }
 
@@ -203,11 +210,10 @@ def _random_model(
     rows = []
     for method in methods:
         source = _source_for(sources, method)
-        test = lt.specificity_test(source, method, permutations=permutations, seed=seed)
-        found = int((test.specific_q <= fdr).sum())
-        rows.append(
-            {"score": method, "specific_found": found, "smallest_q": float(test.specific_q.min())}
+        heads = lt.language_heads(
+            source, "tested", method=method, fdr=fdr, permutations=permutations, seed=seed
         )
+        rows.append({"score": method, "specific_found": sum(map(len, heads.specific.values()))})
     return rows
 
 
@@ -225,6 +231,8 @@ def _auc_figure(scores: pd.DataFrame, n: int) -> go.Figure:
             name=name,
             marker_color=lt.plots.CATEGORICAL[i],
             texttemplate="%{y:.2f}",
+            textposition="outside",
+            textangle=0,
             hovertemplate="%{x}, " + name + ": %{y:.3f}<extra></extra>",
         )
     lt.plots.dress(
@@ -233,7 +241,7 @@ def _auc_figure(scores: pd.DataFrame, n: int) -> go.Figure:
         f"planted model, {n} texts a language; ½ by luck, 1 if all planted heads come first",
     )
     figure.add_hline(y=0.5, line={"color": "#444", "dash": "dot"})
-    figure.update_layout(width=820, height=440, barmode="group", legend_title="ranked first")
+    figure.update_layout(width=980, height=440, barmode="group", legend_title="ranked first")
     return figure.update_yaxes(title_text="area under the ROC curve", range=[0, 1.1]).update_xaxes(
         title_text="score"
     )
@@ -256,13 +264,14 @@ def _verdict(
     worst = null.loc[null["false_discovery_rate"].idxmax()]
     by_auc = scores.sort_values("auc_needed", ascending=False).set_index("score")["auc_needed"]
     listed = ", ".join(f"{name} {value:.2f}" for name, value in by_auc.items())
+    any_score = ", ".join(whole["score"]) or "no score"
+    clean_score = ", ".join(clean["score"]) or "no score"
     return (
-        f"Area under the ROC curve for the heads that a language needs: {listed}. The tested rule (false discovery "
-        f"rate {fdr:g}) finds all {n_planted} specific and {len(truth.general)} general heads "
-        f"with {', '.join(whole['score']) or 'no score'}; "
-        f"without a false one with {', '.join(clean['score']) or 'no score'}. "
-        f"With shuffled languages it finds something in at most {worst['shuffles_with_discoveries']} of "
-        f"{worst['shuffles']} shuffles ({worst['score']}). On the model of random weights it finds "
+        f"Area under the ROC curve for the heads that a language needs: {listed}. The tested rule (false "
+        f"discovery rate {fdr:g}) finds all {n_planted} specific and {len(truth.general)} general heads with "
+        f"{any_score}; without a false one with {clean_score}. With shuffled languages it finds something in at "
+        f"most {worst['shuffles_with_discoveries']} of {worst['shuffles']} shuffles ({worst['score']}; 95% interval "
+        f"of the rate up to {worst['upper']:.2f}). On the model of random weights it finds "
         f"{int(random_model['specific_found'].sum())} specific heads over all scores."
     )
 

@@ -101,6 +101,7 @@ def run_from_command_line(
     parser.add_argument(
         "--model", help="hub name, folder, .gguf file (default: the experiment's own)"
     )
+    parser.add_argument("--dtype", help="float32 or bfloat16")
     parser.add_argument("--languages", help="comma-separated codes, as in en,fr")
     parser.add_argument("--texts", type=int, dest="n", help="texts a language")
     parser.add_argument("--max-tokens", type=int, help="longer texts are cut there")

@@ -25,6 +25,7 @@ from lahis_tl.statistics import rank_correlation
 
 def run(
     model: LensModel | str = "smollm2",
+    dtype: str = "float32",
     languages: Sequence[str] = ("en", "fr", "de", "zh"),
     n: int = 80,
     max_tokens: int = 96,
@@ -38,6 +39,7 @@ def run(
     """Reliability by number of texts, and where the stopping rule would stop.
 
     Args:
+        dtype: to load the model in; bfloat16 is faster where the processor has arithmetic for it.
         n: texts a language; samples of up to half of them are compared.
         top_k: size of the set of best heads.
         draws: random pairs of samples for each number of texts.
@@ -46,7 +48,7 @@ def run(
     if gradients is None:
         corpus = lt.load_corpus("bundled", languages, n=n, seed=seed)
         gradients = lt.head_gradients(
-            model_of(model), corpus, max_tokens=max_tokens, progress=progress
+            model_of(model, dtype=dtype), corpus, max_tokens=max_tokens, progress=progress
         )
     table = _reliability(gradients, methods, top_k, draws, seed)
     stops = _stops(gradients, methods, top_k, seed)
