@@ -4,12 +4,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from lahis_tl.access import LensModel, context_length, tokenizer_of
 from lahis_tl.corpora import Corpus
-from lahis_tl.errors import CorpusError
+from lahis_tl.errors import CorpusError, ModelError
 
 TokenIds = Mapping[str, Sequence[Sequence[int]]]  # language → texts → ids
 
@@ -98,3 +98,17 @@ def _pad(keys: list[TextKey], token_ids: TokenIds) -> Batch:
     ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=0)
     mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
     return Batch(keys, ids, mask)
+
+
+def require_finite(what: str, values: Float[Tensor, "batch *rest"], batch: Batch) -> None:
+    """
+    Raises:
+        ModelError: some value of a text is NaN or infinity; names the text.
+    """
+    good = torch.isfinite(values.detach().reshape(len(batch.keys), -1)).all(1)
+    if not good.all():
+        language, index = batch.keys[int((~good).nonzero()[0])]
+        raise ModelError(
+            f"the {what} of text {index} of {language!r} is not finite (NaN or infinity): the model "
+            "overflows there. Load it in float32 or bfloat16, or leave the text out"
+        )

@@ -14,10 +14,9 @@ from tqdm.auto import tqdm
 
 from lahis_tl.access import LensModel, device_of, grid_of, run_layers
 from lahis_tl.artifacts import Card
-from lahis_tl.batches import Batch, TokenIds, make_batches, tokenize
+from lahis_tl.batches import Batch, TokenIds, make_batches, require_finite, tokenize
 from lahis_tl.cards import card_of
 from lahis_tl.corpora import Corpus
-from lahis_tl.errors import ModelError
 from lahis_tl.heads import Head, HeadLike, HeadSet
 from lahis_tl.masks import hooked_heads
 from lahis_tl.means import mean_head_outputs
@@ -170,7 +169,7 @@ def _record(model: LensModel, batch: Batch, heads: HeadSet, batch_tokens: int) -
     room = max(1, min(most, batch_tokens // batch.ids.numel()))
     copies = -(-most // -(-most // room))  # no more than the fullest layer's passes need
     replay = record(model, batch.ids.to(device), batch.attention_mask.to(device), copies)
-    _check_finite(replay.clean, batch)
+    require_finite("loss", replay.clean, batch)
     return replay
 
 
@@ -184,18 +183,8 @@ def _layer_effects(
         nll = replay.nll(layer, partial(replacing.edit, layer=layer, heads=group))
         found.append(nll[: len(group)])
     changed = torch.cat(found).T - replay.clean[:, None]
-    _check_finite(changed, batch)
+    require_finite("loss", changed, batch)
     return {"effects": changed.float().cpu(), "losses": replay.clean.float().cpu()}
-
-
-def _check_finite(values: Tensor, batch: Batch) -> None:
-    good = torch.isfinite(values.reshape(len(batch.keys), -1)).all(1)
-    if not good.all():
-        language, index = batch.keys[int((~good).nonzero()[0])]
-        raise ModelError(
-            f"the loss of text {index} of {language!r} is not finite (NaN or infinity): the model "
-            "overflows there. Load it in float32 or bfloat16, or leave the text out"
-        )
 
 
 class _Replacement:

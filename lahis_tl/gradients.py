@@ -12,11 +12,10 @@ from tqdm.auto import tqdm
 
 from lahis_tl.access import LensModel, device_of, frozen, grid_of
 from lahis_tl.artifacts import Card
-from lahis_tl.batches import Batch, TokenIds, make_batches, tokenize
+from lahis_tl.batches import Batch, TokenIds, make_batches, require_finite, tokenize
 from lahis_tl.cards import card_of
 from lahis_tl.corpora import Corpus
 from lahis_tl.curvature import batch_curvature
-from lahis_tl.errors import ModelError
 from lahis_tl.losses import text_nll
 from lahis_tl.masks import masked
 from lahis_tl.per_text import PerTextHeads
@@ -146,18 +145,8 @@ def batch_gradients(
     mask = torch.ones(len(batch.keys), *grid.shape, device=device, requires_grad=True)
     with frozen(model), torch.enable_grad(), masked(model, mask):
         loss = text_nll(model, batch.ids.to(device), batch.attention_mask.to(device))
-        _check_finite("loss", loss, batch)
+        require_finite("loss", loss, batch)
         (gradient,) = torch.autograd.grad(loss.sum(), mask)
     gradient = gradient.float().cpu()
-    _check_finite("gradient", gradient, batch)
+    require_finite("gradient", gradient, batch)
     return gradient, loss.detach().float().cpu()
-
-
-def _check_finite(what: str, values: Tensor, batch: Batch) -> None:
-    good = torch.isfinite(values.detach().reshape(len(batch.keys), -1)).all(1)
-    if not good.all():
-        language, index = batch.keys[int((~good).nonzero()[0])]
-        raise ModelError(
-            f"the {what} of text {index} of {language!r} is not finite (NaN or infinity): the model "
-            "overflows there. Load it in float32 or bfloat16, or leave the text out"
-        )
