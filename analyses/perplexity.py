@@ -20,7 +20,6 @@ from lahis_tl.statistics import mean_interval
 
 def run(
     model: LensModel | str = "smollm2",
-    dtype: str = "float32",
     languages: Sequence[str] = ("en", "fr", "de", "zh"),
     n: int = 48,
     test_texts: int = 16,
@@ -29,6 +28,7 @@ def run(
     rule: str = "authors",
     draws: int = 50,
     seed: int = 0,
+    dtype: str = "float32",
     progress: bool = True,
     **rule_options: Any,
 ) -> Result:
@@ -76,6 +76,7 @@ def run(
             **{k.replace(" ", "_"): lt.plots.set_effect(e) for k, e in effects.items()},
         },
         _verdict(table, draws),
+        {**plain.card, "heads": heads.card, "rule": heads.rule},
     )
 
 

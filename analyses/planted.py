@@ -70,6 +70,7 @@ def run(
             "lahis": lt.plots.heatmap(lt.score(sources["gradients"], "lahis")),
         },
         _verdict(scores, rules, null, random_model, truth, fdr),
+        sources["gradients"].card,
     )
 
 
@@ -133,7 +134,7 @@ def _judge_rules(
     scores = lt.score(source, method)
     n_planted = len(truth.general) + 1  # of each language
     rules: dict[str, dict[str, Any]] = {
-        "authors": {"quantile": 1 - (n_planted + 0.5) / truth.grid.size},
+        "authors": {"quantile": 1 - (n_planted - 0.5) / (truth.grid.size - 1)},
         "contrastive": {"fraction": 1 / truth.grid.size},
         "tested": {"fdr": fdr, "method": method, "permutations": permutations},
     }

@@ -1,9 +1,10 @@
 """What an experiment gives back, and the command line that all experiments share."""
 
 import argparse
+import json
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,14 @@ class Result:
         tables: by name, the main one first.
         figures: by name.
         verdict: one paragraph, written from the figures, whichever way they came out.
+        card: model, texts and settings behind it.
     """
 
     name: str
     tables: Mapping[str, pd.DataFrame]
     figures: Mapping[str, go.Figure]
     verdict: str
+    card: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     @property
     def dataframe(self) -> pd.DataFrame:
@@ -54,6 +57,8 @@ class Result:
         folder.mkdir(parents=True, exist_ok=True)
         for name, table in self.tables.items():
             table.to_csv(folder / f"{name}.csv", index=False)
+        about = json.dumps(self.card, indent=2, default=str)
+        (folder / "card.json").write_text(about, encoding="utf-8")
         (folder / "verdict.txt").write_text(self.verdict + "\n", encoding="utf-8")
         for name, figure in self.figures.items():
             try:

@@ -19,7 +19,6 @@ from lahis_tl.access import LensModel
 
 def run(
     model: LensModel | str = "smollm2",
-    dtype: str = "float32",
     languages: Sequence[str] = ("en", "fr", "de", "zh"),
     n: int = 48,
     test_texts: int = 16,
@@ -27,8 +26,10 @@ def run(
     method: str = "lahis",
     rule: str = "contrastive",
     draws: int = 50,
+    match: str = "nearest",
     seed: int = 0,
     sweeps: bool = True,
+    dtype: str = "float32",
     progress: bool = True,
     **rule_options: Any,
 ) -> Result:
@@ -39,7 +40,8 @@ def run(
         n: scoring texts a language; of the bundled 80, ``test_texts`` others are for testing.
         method, rule, rule_options: how heads are scored and chosen; for the tested rule ``method`` is what
             it tests.
-        draws: matched random sets for each language.
+        draws, match: random sets for each language, see ``matched_random_heads``; where a set is of one or two
+            heads, layers allow few, and only ``"network"`` allows small p-values.
         sweeps: also k and factor sweeps, with fewer random sets.
     """
     scoring, rest = lt.load_corpus("bundled", languages).split(n, seed=seed)
@@ -48,6 +50,7 @@ def run(
     grads = lt.head_gradients(model, scoring, max_tokens=max_tokens, progress=progress)
     heads = choose_heads(grads, method, rule, **rule_options)
     options: dict[str, Any] = {"max_tokens": max_tokens, "seed": seed, "progress": progress}
+    options["match"] = match
     result = lt.selectivity(model, heads, testing, draws=draws, **options)
     tables = {
         "matrix": result.to_dataframe(),
@@ -73,7 +76,8 @@ def run(
                 figures[f"{kind}_{code}"] = lt.plots.sweep(sweep).update_layout(
                     title_subtitle_text=f"heads of {code}"
                 )
-    return Result("selectivity", tables, figures, _verdict(result, heads))
+    card = {**result.card, "heads": heads.card, "rule": heads.rule, "options": dict(heads.options)}
+    return Result("selectivity", tables, figures, _verdict(result, heads), card)
 
 
 def _contrasts(result: lt.Selectivity) -> pd.DataFrame:

@@ -25,7 +25,6 @@ from lahis_tl.statistics import rank_correlation
 
 def run(
     model: LensModel | str = "smollm2",
-    dtype: str = "float32",
     languages: Sequence[str] = ("en", "fr", "de", "zh"),
     n: int = 80,
     max_tokens: int = 96,
@@ -34,6 +33,7 @@ def run(
     draws: int = 200,
     seed: int = 0,
     gradients: lt.HeadGradients | None = None,
+    dtype: str = "float32",
     progress: bool = True,
 ) -> Result:
     """Reliability by number of texts, and where the stopping rule would stop.
@@ -60,6 +60,7 @@ def run(
             for method in methods
         },
         _verdict(table, stops, gradients, top_k),
+        gradients.card,
     )
 
 

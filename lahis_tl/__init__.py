@@ -9,20 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lahis_tl import plots
-    from lahis_tl.ablation import (
-        AblationEffect,
-        Selectivity,
-        Sweep,
-        ablation_effect,
-        selectivity,
-        sweep_factors,
-        sweep_heads,
-    )
+    from lahis_tl.ablation import AblationEffect, Selectivity, ablation_effect, selectivity
     from lahis_tl.access import grid_of, tokenizer_of
     from lahis_tl.artifacts import load
     from lahis_tl.authors import lahis_code
     from lahis_tl.cards import card_of
-    from lahis_tl.controls import matched_random_heads
+    from lahis_tl.controls import matched_random_heads, score_matched_heads
     from lahis_tl.corpora import Corpus, load_corpus
     from lahis_tl.effects import HeadEffects, exact_effects
     from lahis_tl.errors import ArtifactError, CorpusError, LahisError, ModelError
@@ -38,6 +30,7 @@ if TYPE_CHECKING:
     from lahis_tl.selection import LanguageHeads, language_heads
     from lahis_tl.sequential import UntilSure, score_until
     from lahis_tl.statistics import Interval, ScoreCertainty, score_certainty
+    from lahis_tl.sweeps import Sweep, sweep_factors, sweep_heads
     from lahis_tl.switched import label_tokens, switched_gradients, switched_perplexity
     from lahis_tl.tested import SpecificityTest, specificity_test
     from lahis_tl.verified import VerifiedScores, verified_scores
@@ -50,7 +43,7 @@ _HOME = {
     "artifacts": ["load"],
     "authors": ["lahis_code"],
     "cards": ["card_of"],
-    "controls": ["matched_random_heads"],
+    "controls": ["matched_random_heads", "score_matched_heads"],
     "corpora": ["Corpus", "load_corpus"],
     "effects": ["HeadEffects", "exact_effects"],
     "errors": ["ArtifactError", "CorpusError", "LahisError", "ModelError"],
@@ -66,14 +59,12 @@ _HOME = {
     "ablation": [
         "AblationEffect",
         "Selectivity",
-        "Sweep",
         "ablation_effect",
         "selectivity",
-        "sweep_factors",
-        "sweep_heads",
     ],
     "sequential": ["UntilSure", "score_until"],
     "statistics": ["Interval", "ScoreCertainty", "score_certainty"],
+    "sweeps": ["Sweep", "sweep_factors", "sweep_heads"],
     "switched": ["label_tokens", "switched_gradients", "switched_perplexity"],
     "tested": ["SpecificityTest", "specificity_test"],
     "verified": ["VerifiedScores", "verified_scores"],
@@ -124,6 +115,7 @@ __all__ = [
     "register_score",
     "score",
     "score_certainty",
+    "score_matched_heads",
     "score_methods",
     "score_until",
     "selectivity",

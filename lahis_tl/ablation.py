@@ -80,6 +80,7 @@ def ablation_effect(
     draws: int = 100,
     match: str = "nearest",
     exclude: Sequence[Head] = (),
+    controls: Sequence[HeadSet] | None = None,
     scored: Mapping[str, Any] | None = None,
     seed: int = 0,
     max_tokens: int | None = 512,
@@ -95,13 +96,18 @@ def ablation_effect(
         corpus: texts on which the heads were *not* chosen.
         factor: what the heads are multiplied by; 0 takes them away.
         draws, match, exclude, seed: of the random sets, see ``matched_random_heads``.
+        controls: sets to compare with instead, as those of ``score_matched_heads``.
         scored: the card of the result that the heads came from; texts of it are refused.
 
     Raises:
         ValueError: the set is empty, cannot be matched, or texts were scored before.
     """
     refuse_scored_texts(scored, corpus)
-    sets = matched_random_heads(heads, draws, match=match, exclude=exclude, seed=seed)
+    sets = (
+        matched_random_heads(heads, draws, match=match, exclude=exclude, seed=seed)
+        if controls is None
+        else list(controls)
+    )
     evaluator = Evaluator(model, corpus, max_tokens, batch_tokens)
     masks = [HeadMask.scaling(members, factor) for members in (heads, *sets)]
     plain, *rest = evaluator.nll([None, *masks], progress)
@@ -249,9 +255,10 @@ def selectivity(
     evaluator = Evaluator(model, corpus, max_tokens, batch_tokens)
     (plain,) = evaluator.nll([None], progress=False)
     change: dict[tuple[str, str], Tensor] = {}
-    controls = []
+    controls, fewest = [], draws
     for row, members in sets.items():
         drawn = matched_random_heads(members, draws, match=match, exclude=general, seed=seed)
+        fewest = min(fewest, len(drawn))
         masks = [HeadMask.scaling(each, factor) for each in (members, *drawn)]
         moved = evaluator.nll(masks, progress, f"heads of {row}") - plain
         change |= {(row, c): v for c, v in evaluator.by_language(moved[0]).items()}
@@ -260,7 +267,7 @@ def selectivity(
         rows=tuple(sets),
         columns=tuple(evaluator.languages),
         change=change,
-        controls=torch.stack(controls),
+        controls=torch.stack([means[:fewest] for means in controls]),
         card=evaluator.card,
     )
 
@@ -276,118 +283,3 @@ def _sets_of(
     if not sets:
         raise ValueError("no language has specific heads, so there is nothing to take away")
     return sets, general, card
-
-
-@dataclass(frozen=True, eq=False)
-class Sweep:
-    """The change of the loss along a row of masks.
-
-    Attributes:
-        what: what is varied, ``"heads"`` or ``"factor"``.
-        steps: its values.
-        change: float32 [step, text] by language, nats per token.
-        controls: float32 [step, draw] by language, mean change under matched random sets.
-    """
-
-    what: str
-    steps: tuple[float, ...]
-    change: Mapping[str, Float[Tensor, "step _text"]]
-    controls: Mapping[str, Float[Tensor, "step _draw"]]
-    card: Card = field(default_factory=dict, repr=False)
-
-    def to_dataframe(self, level: float = 0.95) -> pd.DataFrame:
-        """One row a step and language: change with interval, controls' mean and range, one-sided p."""
-        rows = []
-        for code, values in self.change.items():
-            for step, change, draws in zip(self.steps, values, self.controls[code], strict=True):
-                interval = mean_interval(change, level)
-                rows.append(
-                    {
-                        self.what: step,
-                        "language": code,
-                        "change": interval.value,
-                        "lower": interval.lower,
-                        "upper": interval.upper,
-                        "control_mean": float(draws.mean()),
-                        "control_lower": float(draws.min()),
-                        "control_upper": float(draws.max()),
-                        "p": empirical_p(interval.value, draws),
-                    }
-                )
-        return pd.DataFrame(rows)
-
-
-def sweep_heads(
-    model: LensModel,
-    corpus: Corpus | TokenIds,
-    ranked: HeadSet,
-    counts: Sequence[int] = (1, 2, 5, 10, 20),
-    **options: Any,
-) -> Sweep:
-    """Take the first 1, 2, 5, ... heads of a ranking away.
-
-    Args:
-        ranked: heads, best first, as ``scores.top(20, "fr")``.
-        options: as in ``sweep_factors``, and ``factor``.
-
-    Raises:
-        ValueError: a count beyond the ranking.
-    """
-    if not counts or min(counts) < 1 or max(counts) > len(ranked):
-        raise ValueError(
-            f"counts {list(counts)} must lie between 1 and the {len(ranked)} ranked heads"
-        )
-    factor = options.pop("factor", 0.0)
-    settings = [(ranked[:k], factor) for k in counts]
-    return _sweep(model, corpus, "heads", [float(k) for k in counts], settings, **options)
-
-
-def sweep_factors(
-    model: LensModel,
-    corpus: Corpus | TokenIds,
-    heads: HeadSet,
-    factors: Sequence[float] = (0.0, 0.5, 1.5, 2.0, 3.0),
-    **options: Any,
-) -> Sweep:
-    """Scale the same heads by several factors: the dose and its response.
-
-    Args:
-        options: ``draws`` (20), ``match``, ``seed`` of the random sets; ``scored``, the card of the result
-            that the heads came from; ``max_tokens``, ``batch_tokens``, ``progress``.
-    """
-    return _sweep(model, corpus, "factor", factors, [(heads, f) for f in factors], **options)
-
-
-def _sweep(
-    model: LensModel,
-    corpus: Corpus | TokenIds,
-    what: str,
-    steps: Sequence[float],
-    settings: Sequence[tuple[HeadSet, float]],
-    *,
-    draws: int = 20,
-    match: str = "nearest",
-    scored: Mapping[str, Any] | None = None,
-    seed: int = 0,
-    max_tokens: int | None = 512,
-    batch_tokens: int = 2048,
-    progress: bool = True,
-) -> Sweep:
-    refuse_scored_texts(scored, corpus)
-    evaluator = Evaluator(model, corpus, max_tokens, batch_tokens)
-    (plain,) = evaluator.nll([None], progress=False)
-    changes, controls = [], []
-    for step, (heads, factor) in zip(steps, settings, strict=True):
-        sets = [heads, *matched_random_heads(heads, draws, match=match, seed=seed)]
-        masks = [HeadMask.scaling(each, factor) for each in sets]
-        moved = evaluator.nll(masks, progress, f"{what} {step:g}") - plain
-        changes.append(moved[0])
-        controls.append(evaluator.language_means(moved[1:]))
-    by_step, drawn = torch.stack(changes), torch.stack(controls)
-    return Sweep(
-        what=what,
-        steps=tuple(steps),
-        change={code: by_step[:, rows] for code, rows in evaluator.rows.items()},
-        controls={code: drawn[:, :, i] for i, code in enumerate(evaluator.languages)},
-        card=evaluator.card,
-    )

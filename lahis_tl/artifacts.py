@@ -120,7 +120,7 @@ def load(path: str | Path, model: LensModel | None = None) -> Any:
 def check_model(path: str | Path, card: Card, model: LensModel) -> None:
     """ArtifactError unless the card is about ``model``: the same grid of heads and the same weights."""
     theirs, ours = card.get("model", {}), card_of(model)
-    for key in ("n_layers", "n_heads", "weights_sha256"):
+    for key in ("n_layers", "n_heads", "checkpoint_sha256", "weights_sha256"):
         if theirs.get(key) and ours.get(key) and theirs[key] != ours[key]:
             raise ArtifactError(
                 f"{path} is about another model: its {key} is {theirs[key]!r}, "

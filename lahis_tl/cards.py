@@ -7,6 +7,7 @@ from importlib.metadata import version
 from typing import Any
 
 import torch
+from torch import nn
 
 from lahis_tl.access import (
     LensModel,
@@ -72,6 +73,22 @@ def weights_fingerprint(model: LensModel) -> str | None:
         steps = [max(1, size // 64) for size in weight.shape]
         sample = weight[:: steps[0], :: steps[1]].to(torch.bfloat16).float().cpu()
         digest.update(sample.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def checkpoint_fingerprint(hf: nn.Module) -> str:
+    """A hash of a sample of every matrix of a Hugging Face model, rounded to bfloat16.
+
+    Tells checkpoints apart that share their output projections, which ``weights_fingerprint`` does not;
+    taken at loading, it does not see later changes.
+    """
+    digest = hashlib.sha256()
+    for name, parameter in hf.named_parameters():
+        if parameter.ndim < 2 or not parameter.is_floating_point():
+            continue
+        flat = parameter.detach().flatten()
+        sample = flat[:: max(1, flat.numel() // 1024)].to(torch.bfloat16).float().cpu()
+        digest.update(name.encode() + sample.contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 

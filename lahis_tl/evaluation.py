@@ -52,7 +52,9 @@ class TextLosses:
             ValueError: the bytes are not known.
         """
         if not self.n_bytes[language].all():
-            raise ValueError("bits per byte need the model's tokenizer, to know the texts' bytes")
+            raise ValueError(
+                "the texts' bytes are not known: bits per byte need a tokenizer and unlabelled texts"
+            )
         return self._ratio(language, self.n_bytes[language], 1 / math.log(2), level, seed)
 
     def mean_exp(self, language: str) -> float:
@@ -109,6 +111,18 @@ def perplexity(
     return TextLosses(evaluator.by_language(nll), *sizes, card=evaluator.card)
 
 
+def refuse_text_rows(mask: HeadMask | None) -> None:
+    """
+    Raises:
+        ValueError: the mask has a row for each text, whose order batches do not keep.
+    """
+    if mask is not None and mask.factors.ndim == 3:
+        raise ValueError(
+            f"a mask of shape {tuple(mask.factors.shape)} has a row for each text of one call of the model; "
+            "here texts are batched by length, so give one [layer, head] for all"
+        )
+
+
 class Evaluator:
     """Texts tokenised and batched once, to be evaluated under many masks.
 
@@ -141,7 +155,13 @@ class Evaluator:
     def nll(
         self, masks: Sequence[HeadMask | None], progress: bool = True, description: str = ""
     ) -> Float[Tensor, "mask text"]:
-        """Mean NLL of every text under each mask, nats per token."""
+        """Mean NLL of every text under each mask, nats per token.
+
+        Raises:
+            ValueError: a mask with a row for each text; texts are batched by length here.
+        """
+        for mask in masks:
+            refuse_text_rows(mask)
         found = torch.empty(len(masks), self.n_texts)
         device = device_of(self.model)
         total = len(masks) * len(self.batches)

@@ -76,7 +76,8 @@ def head_gradients(
         model: a HookedTransformer or TransformerBridge.
         corpus: texts, or token ids by language as they should be fed.
         max_tokens: longer texts are cut there; None for the model's context.
-        batch_tokens: most tokens, padding included, in one pass; bounds memory, does not change results.
+        batch_tokens: most tokens, padding included, in one pass; bounds memory, does not change results but
+            for which labels are drawn for the curvature.
         curvature_draws: labels to draw for the curvature, which ``second_order`` needs: one more forward
             pass, and one more backward pass a draw; at least 2, for an error. 0 for no curvature.
         seed: of those draws.
@@ -105,9 +106,10 @@ def head_gradients(
     with tqdm(total=sum(map(len, token_ids.values())), unit="text", disable=not progress) as bar:
         for batch, part in _each_batch(model, batches, store, curvature_draws, seed):
             for name, values in part.items():
+                if name not in found:
+                    found[name] = _room(token_ids, values)
                 for row, (code, index) in enumerate(batch.keys):
-                    by_language = found.setdefault(name, _room(token_ids, values))
-                    by_language[code][index] = values[row]
+                    found[name][code][index] = values[row]
             bar.update(len(batch.keys))
     found["n_tokens"] = {c: torch.tensor([len(ids) - 1 for ids in t]) for c, t in token_ids.items()}
     return HeadGradients(**found, card=card)
@@ -127,6 +129,7 @@ def _each_batch(
             part = {"gradients": gradient, "losses": loss}
             if draws:
                 curvature = batch_curvature(model, batch, draws, seed=1_000_003 * seed + number)
+                require_finite("curvature", curvature.sum(0), batch)
                 part["curvature"] = curvature.mean(0)
                 part["curvature_error"] = curvature.std(0) / draws**0.5
             store.write(number, part)

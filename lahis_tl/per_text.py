@@ -77,12 +77,16 @@ class PerTextHeads(Artifact):
             IndexError: there is no such row.
         """
         chosen = rows if isinstance(rows, Mapping) else dict.fromkeys(self.languages, rows)
-        return self.with_parts(
+        taken = self.with_parts(
             {
                 part: {code: values[list(chosen[code])] for code, values in mapping.items()}
                 for part, mapping in self.parts.items()
             }
         )
+        if len({tuple(chosen[code]) for code in self.languages}) == 1:
+            return taken
+        corpus = {**self.card.get("corpus", {}), "parallel": False}  # rows no longer match
+        return replace(taken, card={**self.card, "corpus": corpus})  # type: ignore[type-var]
 
     def select(self: P, languages: Sequence[str]) -> P:
         """Only these languages, in this order."""

@@ -77,21 +77,28 @@ def method_for(source: PerTextHeads, name: str | None = None) -> ScoreMethod:
     """The score, if ``source`` has what it needs; by default ``lahis``, or ``exact`` of effects.
 
     Raises:
-        ValueError: there is no such score, or it needs other values.
+        ValueError: there is no such score, it needs other values, or these are not known for all heads.
     """
     chosen = score_method(name or ("exact" if source.main == "effects" else "lahis"))
     missing = [part for part in chosen.needs if part not in source.parts]
     if missing:
         raise ValueError(
             f"the score {chosen.name!r} needs {' and '.join(chosen.needs)}, but these are only "
-            f"{' and '.join(source.parts)}: {_HOW_TO_GET[missing[0]]}"
+            f"{' and '.join(source.parts)}: {_HOW_TO_GET.get(missing[0], 'they were not computed')}"
         )
+    for part in chosen.needs:
+        for code, values in source.parts[part].items():
+            if torch.isnan(values).any():
+                raise ValueError(
+                    f"the {part} of {code!r} are not known for all heads (NaN), but a score ranks all of "
+                    "them; compute them for all heads, or read those that there are (.heads) from the values"
+                )
     return chosen
 
 
 _HOW_TO_GET = {
     "gradients": "compute them by head_gradients(model, corpus)",
-    "curvature": "ask for it by head_gradients(model, corpus, curvature_draws=4)",
+    "curvature": "ask for it by head_gradients(model, corpus, curvature_draws=2)",
     "effects": "compute them by exact_effects(model, corpus)",
 }
 

@@ -16,7 +16,7 @@ from lahis_tl.artifacts import Artifact, Card
 from lahis_tl.heads import HeadGrid, HeadSet, top_heads
 from lahis_tl.per_text import PerTextHeads
 from lahis_tl.scores import HeadScores, score
-from lahis_tl.tested import specificity_test
+from lahis_tl.tested import adjusted_p, specificity_test
 
 _ROUNDINGS = {"down": ROUND_FLOOR, "up": ROUND_CEILING, "nearest": ROUND_HALF_UP}
 
@@ -135,7 +135,7 @@ def language_heads(
             needs the latter, since it compares texts.
         rule: ``"authors"`` (options ``quantile``, ``min_languages``; see ``authors_rule``),
             ``"contrastive"`` (``fraction``, ``rounding``; see ``contrastive_rule``) or ``"tested"``
-            (``fdr``, ``method``, ``min_share``, ``permutations``, ``seed``; see ``tested_rule``).
+            (``fdr``, ``method``, ``ratio``, ``min_share``, ``permutations``, ``seed``; see ``tested_rule``).
 
     Raises:
         ValueError: unknown rule, an option out of its range, or scores where per-text values are needed.
@@ -228,6 +228,7 @@ def tested_rule(
     source: PerTextHeads,
     fdr: float = 0.05,
     method: str | None = None,
+    ratio: float = 2.0,
     min_share: float | None = None,
     permutations: int = 20_000,
     seed: int = 0,
@@ -235,30 +236,44 @@ def tested_rule(
 ) -> LanguageHeads:
     """Heads that pass a permutation test, at a false discovery rate of ``fdr``.
 
-    General: above a random head's share of the score in every language, highest lowest share first. Specific:
-    not general, no less than an average head in the language, and its share there is higher than elsewhere
-    beyond chance, best contrast first; see ``specificity_test``.
+    Specific: the head's share of the score in the language is more than ``ratio`` times that elsewhere, best
+    contrast first. General: above a random head's share in every language, and specific to none, highest
+    lowest share first. See ``specificity_test``.
 
     Args:
-        fdr: expected share of wrong ones among the heads found, by Benjamini-Hochberg.
+        fdr: expected share of wrong ones among the heads found, by Benjamini-Hochberg; of the specific heads
+            of all languages together, and of the general ones.
         method: the score whose per-text values are tested; ``lahis`` by default, of effects ``exact``.
-        min_share: a specific head's least mean share in its language, so that significant trifles are left
-            out; that of an average head, 1 / number of heads, if None.
+        ratio: 1 for any difference, however small.
+        min_share: heads of a smaller mean share over all languages are not looked at, so that significant
+            trifles are left out; 1 / (heads × languages) if None, which an average head would have
+            that matters in one language alone.
 
     Raises:
         ValueError: ``fdr`` is not between 0 and 1, or there are too few texts.
     """
     if not 0 < fdr < 1:
         raise ValueError(f"fdr={fdr} must lie between 0 and 1")
-    test = specificity_test(source, method, permutations=permutations, seed=seed, **options)
-    least = 1 / test.grid.size if min_share is None else min_share
-    is_general = test.general_q <= fdr
-    general = _passing(is_general, test.share.amin(0))
-    passed = (test.specific_q <= fdr) & (test.share >= least) & ~is_general
+    test = specificity_test(
+        source, method, ratio=ratio, permutations=permutations, seed=seed, **options
+    )
+    least = 1 / (test.grid.size * len(test.languages)) if min_share is None else min_share
+    # The mean over languages is the same however they are exchanged, so that choosing by it is fair.
+    looked_at = (test.share.mean(0) >= least).expand_as(test.specific_p)
+    q = torch.ones_like(test.specific_p)
+    q[looked_at] = adjusted_p(test.specific_p[looked_at])
     specific = {
-        code: _passing(passed[i], test.contrast[i]) for i, code in enumerate(test.languages)
+        code: _passing(q[i] <= fdr, test.contrast[i]) for i, code in enumerate(test.languages)
     }
-    settings = {"fdr": float(fdr), "min_share": least, "permutations": permutations, "seed": seed}
+    to_some = (q <= fdr).any(0)
+    general = _passing((test.general_q <= fdr) & ~to_some, test.share.amin(0))
+    settings = {
+        "fdr": float(fdr),
+        "ratio": float(ratio),
+        "min_share": least,
+        "permutations": permutations,
+        "seed": seed,
+    }
     return _language_heads(
         test.grid,
         {code: HeadSet(test.grid, [*heads, *general]) for code, heads in specific.items()},

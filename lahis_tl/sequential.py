@@ -1,7 +1,7 @@
 """Score texts until the answer is sure enough, with a correction for having looked on the way."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +10,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lahis_tl.access import LensModel
+from lahis_tl.access import LensModel, grid_of
 from lahis_tl.batches import tokenize
 from lahis_tl.corpora import Corpus
 from lahis_tl.gradients import HeadGradients, head_gradients
 from lahis_tl.heads import HeadGrid, HeadSet, top_heads
 from lahis_tl.per_text import PerTextHeads
-from lahis_tl.scores import ScoreMethod, method_for, reduce_rows
+from lahis_tl.scores import ScoreMethod, method_for, reduce_rows, score_method
 from lahis_tl.statistics import check_level
 
 
@@ -76,7 +76,7 @@ class StoppingRule:
     ) -> tuple[float, float, bool]:
         """Lower bound of the overlap, largest half-width over its bound, and whether that is enough."""
         samples, value = self._bootstrap(source, language, method)
-        doubt = (1 - self.certainty) / self.n_looks
+        doubt = (1 - self.certainty) / self.n_looks / max(1, len(self.half_widths))
         inside = torch.zeros_like(value).flatten()
         inside[value.flatten().topk(self.top_k).indices] = 1
         again = samples.flatten(1).topk(self.top_k, 1).indices
@@ -110,6 +110,7 @@ def score_until(
     half_widths: Mapping[str, float] | None = None,
     certainty: float = 0.95,
     looks: Sequence[int] | None = None,
+    curvature_draws: int = 0,
     max_tokens: int | None = 512,
     batch_tokens: int = 1024,
     seed: int = 0,
@@ -129,67 +130,108 @@ def score_until(
     Args:
         half_widths: stop instead when the intervals of these heads are narrow enough, as in
             ``{"L12H3": 0.002}`` (± in the score's unit).
-        looks: numbers of texts after which to look; by default from 10 on, each time half as many again.
+        looks: numbers of texts after which to look; by default from 10 on, each time half as many again, and
+            at the end of a language's texts.
+        curvature_draws: for ``second_order``, as of ``head_gradients``.
         checkpoint: a folder from which an interrupted run goes on.
 
     Raises:
-        ValueError: a setting out of its range, or the corpus has fewer texts than the first look needs.
+        ValueError: a setting out of its range, or a language has fewer texts than the first look needs.
         IndexError: a head is outside the model's grid.
     """
-    check_level(certainty)
-    if not 0 < overlap <= 1:
-        raise ValueError(f"overlap={overlap} must lie above 0 and not above 1")
-    available = min(len(texts) for texts in corpus.texts.values())
-    plan = sorted(set(looks)) if looks is not None else default_looks(available)
-    if not plan or plan[0] < 4 or plan[0] > available:
-        raise ValueError(
-            f"the first look needs at least 4 texts and no more than there are ({available}); "
-            f"looks are {plan}"
-        )
-    plan = [n for n in plan if n <= available]
-    rule = StoppingRule(top_k, overlap, half_widths or {}, certainty, len(plan), seed=seed)
+    plans = {code: _plan(code, len(texts), looks) for code, texts in corpus.texts.items()}
+    widths = dict(half_widths or {})
+    _check_rule(grid_of(model), method, top_k, overlap, widths, certainty, curvature_draws)
     token_ids = tokenize(model, corpus, max_tokens)
-    parts: dict[str, list[HeadGradients]] = {code: [] for code in corpus.languages}
-    n_sure: dict[str, int | None] = dict.fromkeys(corpus.languages)
+    folder = None if checkpoint is None else Path(checkpoint)
+    n_sure: dict[str, int | None] = {}
+    found: list[HeadGradients] = []
     rows: list[dict[str, Any]] = []
-    done = 0
-    for number, n in enumerate(plan):
-        going = [code for code, sure in n_sure.items() if sure is None]
-        if not going:
-            break
-        part = head_gradients(
-            model,
-            {code: token_ids[code][done:n] for code in going},
-            max_tokens=max_tokens,
-            batch_tokens=batch_tokens,
-            checkpoint=None if checkpoint is None else Path(checkpoint) / f"look-{number}",
-            progress=progress,
-        )
-        done = n
-        for code in going:
-            parts[code].append(part.select([code]))
-            so_far = HeadGradients.concatenate(parts[code])
-            found, widest, sure = rule.look(so_far, code, method_for(so_far, method))
-            rows.append(
-                {"language": code, "texts": n, "overlap": found, "width": widest, "sure": sure}
+    for code, plan in plans.items():
+        rule = StoppingRule(top_k, overlap, widths, certainty, len(plan), seed=seed)
+        parts: list[HeadGradients] = []
+        n_sure[code] = None
+        for done, n in zip([0, *plan], plan, strict=False):
+            part = head_gradients(
+                model,
+                {code: token_ids[code][done:n]},
+                max_tokens=max_tokens,
+                batch_tokens=batch_tokens,
+                curvature_draws=curvature_draws,
+                seed=seed,
+                checkpoint=folder and folder / f"{code}-{n}",
+                progress=progress,
             )
-            n_sure[code] = n if sure else None
-    joined = [HeadGradients.concatenate(p) for p in parts.values()]
-    card = {**joined[0].card, "corpus": corpus.card, "stopping": {**vars(rule), "looks": plan}}
-    gradients = HeadGradients(
-        **{
-            name: {code: g.parts[name][code] for code, g in zip(parts, joined, strict=True)}
-            for name in joined[0].parts
-        },
-        card=card,
-    )
+            parts.append(part)
+            so_far = HeadGradients.concatenate(parts)
+            share, widest, sure = rule.look(so_far, code, method_for(so_far, method))
+            rows.append(
+                {"language": code, "texts": n, "overlap": share, "width": widest, "sure": sure}
+            )
+            if sure:
+                n_sure[code] = n
+                break
+        found.append(HeadGradients.concatenate(parts))
+    settings = {"method": method, "top_k": top_k, "overlap": overlap, "half_widths": widths}
+    settings |= {"certainty": certainty, "looks": plans, "seed": seed}
+    gradients = _joined(found, corpus, {"stopping": settings})
     sets = {
         code: top_heads(
             reduce_rows(gradients, code, range(n), method_for(gradients, method)), top_k
         )
         for code, n in gradients.n_texts.items()
     }
-    return UntilSure(gradients, n_sure, sets, pd.DataFrame(rows), card)
+    return UntilSure(gradients, n_sure, sets, pd.DataFrame(rows), gradients.card)
+
+
+def _plan(language: str, available: int, looks: Sequence[int] | None) -> list[int]:
+    """The looks at one language's texts, the last one at all of them."""
+    plan = default_looks(available) if looks is None else sorted({*looks, available})
+    plan = [n for n in plan if n <= available]
+    if plan[0] < 4:
+        raise ValueError(
+            f"the first look at {language!r} would be after {plan[0]} texts; at least 4 are needed "
+            f"(there are {available})"
+        )
+    return plan
+
+
+def _check_rule(
+    grid: HeadGrid,
+    method: str,
+    top_k: int,
+    overlap: float,
+    half_widths: Mapping[str, float],
+    certainty: float,
+    curvature_draws: int,
+) -> None:
+    check_level(certainty)
+    if not 0 < overlap <= 1:
+        raise ValueError(f"overlap={overlap} must lie above 0 and not above 1")
+    if not 1 <= top_k <= grid.size:
+        raise ValueError(f"top_k={top_k} must lie between 1 and {grid.size} heads")
+    for label, bound in half_widths.items():
+        grid.check(label)
+        if bound <= 0:
+            raise ValueError(f"the half-width of {label} must be above 0, not {bound}")
+    if "curvature" in score_method(method).needs and not curvature_draws:
+        raise ValueError(f"the score {method!r} needs curvature_draws=2 or more")
+
+
+def _joined(parts: list[HeadGradients], corpus: Corpus, extra: dict[str, Any]) -> HeadGradients:
+    """Languages side by side; the card tells of the texts that were taken and no others."""
+    joined: dict[str, dict[str, Tensor]] = {name: {} for name in parts[0].parts}
+    for each in parts:
+        for name, mapping in each.parts.items():
+            joined[name] |= mapping
+    n_texts = {each.languages[0]: len(each[each.languages[0]]) for each in parts}
+    counts = set(n_texts.values())
+    taken = replace(
+        corpus,
+        texts={code: texts[: n_texts[code]] for code, texts in corpus.texts.items()},
+        ids=corpus.ids[: counts.pop()] if corpus.ids is not None and len(counts) == 1 else None,
+    )
+    return HeadGradients(**joined, card={**parts[0].card, "corpus": taken.card, **extra})
 
 
 def default_looks(available: int) -> list[int]:

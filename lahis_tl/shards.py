@@ -11,7 +11,7 @@ from lahis_tl.artifacts import read_tensors, write_atomically, write_tensors
 from lahis_tl.errors import ArtifactError
 
 # A model is known by its weights, not by the name or path under which it was loaded.
-_INCIDENTAL = ("checks", "versions", "name", "loaded_by")
+_INCIDENTAL = ("checks", "versions", "name", "loaded_by", "fingerprints")
 
 
 class ShardStore:

@@ -14,7 +14,7 @@ from lahis_tl.access import LensModel, context_length, device_of, frozen, grid_o
 from lahis_tl.batches import Batch, make_batches
 from lahis_tl.cards import card_of
 from lahis_tl.errors import CorpusError, ModelError
-from lahis_tl.evaluation import TextLosses
+from lahis_tl.evaluation import TextLosses, refuse_text_rows
 from lahis_tl.gradients import HeadGradients
 from lahis_tl.languages import check_language
 from lahis_tl.losses import token_nll
@@ -102,7 +102,9 @@ def switched_perplexity(
 
     Raises:
         CorpusError, ModelError: as ``label_tokens``.
+        ValueError: a mask with a row for each text.
     """
+    refuse_text_rows(mask)
     labelled = _label_all(model, texts, max_tokens)
     nll = {code: torch.zeros(len(texts)) for code in labelled.languages}
     n_tokens = {code: torch.zeros(len(texts), dtype=torch.int64) for code in labelled.languages}

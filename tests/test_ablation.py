@@ -56,7 +56,7 @@ def test_perplexity_by_hand():
     row = found.to_dataframe().iloc[0]
     assert row.perplexity == pytest.approx(math.exp(sum(losses) / 2), rel=1e-5)
     assert "bits_per_byte" not in row
-    with pytest.raises(ValueError, match="bits per byte need the model's tokenizer"):
+    with pytest.raises(ValueError, match="the texts' bytes are not known"):
         found.bits_per_byte("x")
 
 
@@ -101,10 +101,10 @@ def test_a_set_beside_its_controls(llama, pair):
 def test_the_selectivity_matrix_is_its_cells(llama, pair):
     grid = lt.grid_of(llama)
     sets = {"fr": lt.HeadSet(grid, ["L1H1"]), "en": lt.HeadSet(grid, ["L0H0", "L2H2"])}
-    result = lt.selectivity(llama, sets, pair, draws=9, progress=False)
+    result = lt.selectivity(llama, sets, pair, draws=3, progress=False)
     assert (result.rows, result.columns) == (("fr", "en"), ("en", "fr"))
     for row, heads in sets.items():
-        alone = lt.ablation_effect(llama, pair, heads, draws=9, progress=False)
+        alone = lt.ablation_effect(llama, pair, heads, draws=3, progress=False)
         for column in result.columns:
             assert torch.allclose(result.change[row, column], alone.change[column], atol=1e-6)
             i, j = result.rows.index(row), result.columns.index(column)
@@ -169,3 +169,9 @@ def test_what_selectivity_refuses(llama, pair):
         lt.selectivity(llama, {"fr": heads[:0]}, pair)
     with pytest.raises(ValueError, match="a second one"):
         lt.selectivity(llama, {"fr": heads}, pair.select(["fr"]))
+
+
+def test_a_mask_with_a_row_for_each_text_is_refused(llama, token_ids):
+    mask = lt.HeadMask.ones(lt.grid_of(llama), texts=3)
+    with pytest.raises(ValueError, match=r"shape \(3, 3, 4\) has a row for each text"):
+        lt.perplexity(llama, {"en": token_ids["en"]}, mask, progress=False)

@@ -57,7 +57,7 @@ def test_the_card_is_a_birth_certificate(grads, tmp_path):
 def test_a_result_of_another_model_is_refused(grads, tiny, tmp_path):
     path = grads.save(tmp_path / "g")
     assert lt.load(path, model=tiny("llama")).languages == ["en", "zh"]
-    with pytest.raises(lt.ArtifactError, match="about another model: its weights_sha256 is"):
+    with pytest.raises(lt.ArtifactError, match="about another model: its checkpoint_sha256 is"):
         lt.load(path, model=tiny("qwen2"))
 
 

@@ -89,7 +89,7 @@ def test_heads_and_plots(scored):
         (["score"], 2, "Missing argument"),
         (["score", "x", "--method", "nonsense"], 2, "is not one of lahis"),
         (["heads", "S", "--rule", "contrastive", "--quantile", "0.9"], 2, "has no option quantile"),
-        (["heads", "H"], 2, "scores or gradients are needed"),
+        (["heads", "H"], 2, "scores, gradients or effects are needed"),
         (["plot", "S", "--kind", "difference"], 2, "needs --language and --minus"),
         (["plot", "H", "--kind", "heatmap"], 2, "needs scores"),
         (["plot", "S", "--kind", "pie"], 2, "is not one of heatmap"),
@@ -175,6 +175,7 @@ def test_ablate_tests_sets_of_a_file_and_labels(scored, checkpoint, unseen):
     assert "Own language minus the others" in whole.output
     assert (out / "ablation.csv").read_text().startswith("heads_of,text_in,change")
     assert (out / "ablation.html").is_file()
+    assert '"sha256"' in (out / "ablation.json").read_text()
     one = run(
         "ablate", checkpoint("llama"), f"{file}.safetensors", "--of", "fr", *options, "-o", out
     )
@@ -213,4 +214,17 @@ def test_the_tested_rule_needs_gradients(scored):
     tested = run("heads", scored / "gradients.safetensors", "--rule", "tested", "-o", scored / "t")
     assert tested.exit_code == 0, tested.output
     scores = run("heads", scored / "scores.safetensors", "--rule", "tested")
-    assert "give it the gradients" in str(scores.exception)
+    assert scores.exit_code == 2
+    assert "needs gradients or effects" in scores.output
+
+
+def test_heads_of_exact_effects_and_of_another_model(scored, checkpoint, unseen):
+    model = lt.load_model(str(checkpoint("llama")))
+    effects = lt.exact_effects(model, lt.load_corpus(unseen), progress=False)
+    file = effects.save(unseen / "out" / "effects")
+    chosen = run("heads", file, "--quantile", "0.8", "-o", unseen / "out" / "heads")
+    assert chosen.exit_code == 0, chosen.output
+    assert "score exact" in chosen.output
+    other = checkpoint("llama", rms_norm_eps=1e-3, initializer_range=0.03)
+    wrong = run("ablate", other, unseen / "out" / "heads.safetensors", "--corpus", unseen)
+    assert "is about another model" in str(wrong.exception)

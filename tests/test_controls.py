@@ -1,10 +1,18 @@
 from collections import Counter
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lahis_tl import Head, HeadGrid, HeadSet, matched_random_heads
+from lahis_tl import (
+    Head,
+    HeadGrid,
+    HeadScores,
+    HeadSet,
+    matched_random_heads,
+    score_matched_heads,
+)
 
 GRID = HeadGrid(4, 6)
 
@@ -33,9 +41,30 @@ def test_draws_are_seeded_and_differ():
 
 def test_every_other_head_is_as_likely():
     heads = HeadSet(GRID, ["L1H0"])
-    counts = Counter(c[0] for c in matched_random_heads(heads, draws=1000))
+    counts = Counter(matched_random_heads(heads, draws=1, seed=seed)[0][0] for seed in range(1000))
     assert set(counts) == {Head(1, h) for h in range(1, 6)}
     assert all(150 < n < 250 for n in counts.values())  # 200 expected, standard deviation 13
+
+
+def test_sets_are_distinct_even_where_there_are_few():
+    heads = HeadSet(GRID, ["L1H0"])
+    drawn = matched_random_heads(heads, draws=100)
+    assert {c[0] for c in drawn} == {Head(1, h) for h in range(1, 6)}
+    assert len(drawn) == 5
+    pairs = matched_random_heads(HeadSet(GRID, ["L1H0", "L1H1"]), draws=100)
+    assert len({frozenset(c) for c in pairs}) == len(pairs) == 6
+
+
+def test_heads_that_matter_as_much_to_another_language():
+    values = torch.arange(48.0).reshape(2, 4, 6)
+    values[1] = values[1].flip(0, 1)
+    scores = HeadScores(values, ("en", "fr"), "lahis")
+    heads = scores.top(2, "fr")
+    assert heads.labels == ["L0H0", "L0H1"]
+    matched = score_matched_heads(scores, heads, "fr")
+    assert matched == {"en": HeadSet(GRID, ["L3H5", "L3H4"])}
+    with pytest.raises(KeyError, match="no scores for 'de'"):
+        score_matched_heads(scores, heads, "de")
 
 
 def test_the_whole_network_and_excluded_heads():

@@ -14,6 +14,8 @@ def test_texts_and_languages_can_be_taken():
     assert torch.equal(part["fr"], grads["fr"][[0, 2]])
     assert part.losses["en"].shape == (2,)
     assert torch.equal(grads.take({"en": [5], "fr": [1]})["en"][0], grads["en"][5])
+    assert grads.take([1, 3]).card["corpus"]["parallel"]
+    assert not grads.take({"en": [5], "fr": [1]}).card["corpus"]["parallel"]
     assert grads.select(["fr"]).languages == ["fr"]
     with pytest.raises(IndexError):
         grads.take([4])

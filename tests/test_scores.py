@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -34,8 +36,24 @@ def test_scores_by_hand(method):
     assert found.n_texts == (3, 1)
 
 
+def test_second_order_and_exact_by_hand():
+    """Mean gradients of the heads 0 and 0.1; curvature 0.5 and 0.2, saturated by 1 + 3h to 0.1 and 0.0625."""
+    curvature = torch.tensor([0.5, 0.2]).expand(3, 1, 2)
+    bent = dataclasses.replace(GRADS.select(["en"]), curvature={"en": curvature})
+    found = score(bent, "second_order")["en"][0].tolist()
+    assert found == pytest.approx([0.25 / 2.5, 0.1 / 1.6 - 0.1], rel=1e-6)
+    effects = lt.HeadEffects(
+        {"en": torch.tensor([[[0.1, 0.2]], [[0.3, -0.2]]])},
+        {"en": torch.ones(2)},
+        {"en": torch.ones(2).long()},
+    )
+    assert score(effects)["en"][0].tolist() == pytest.approx([0.2, 0.0])
+    with pytest.raises(ValueError, match="compute them by head_gradients"):
+        score(effects, "lahis")
+
+
 def test_every_registered_score_is_tested_by_hand():
-    assert set(EXPECTED) == set(lt.score_methods())
+    assert {*EXPECTED, "second_order", "exact"} == set(lt.score_methods())
 
 
 @settings(max_examples=30, deadline=None)
@@ -94,7 +112,7 @@ def test_results_check_themselves():
             {"en": torch.ones(1), "fr": torch.ones(1)},
             {"en": torch.ones(1, dtype=torch.int64), "fr": torch.ones(1, dtype=torch.int64)},
         )
-    with pytest.raises(ValueError, match="1 gradients, 2 losses"):
+    with pytest.raises(ValueError, match="1 gradients and 2 losses"):
         lt.HeadGradients(
             {"en": torch.ones(1, 1, 2)},
             {"en": torch.ones(2)},

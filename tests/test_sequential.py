@@ -6,6 +6,7 @@ from test_statistics import gradients_of, noise
 
 import lahis_tl as lt
 from lahis_tl import sequential
+from lahis_tl.corpora import shared_texts
 from lahis_tl.scores import score_method
 from lahis_tl.sequential import StoppingRule, default_looks
 
@@ -23,6 +24,7 @@ def run(values, **options):
     with (
         patch.object(sequential, "head_gradients", stand_in),
         patch.object(sequential, "tokenize", lambda *_: numbered),
+        patch.object(sequential, "grid_of", lambda _: lt.HeadGrid(3, 4)),
     ):
         return lt.score_until(None, CORPUS, progress=False, **options)
 
@@ -93,18 +95,37 @@ def test_it_runs_on_a_model_and_resumes(llama, tmp_path):
     )
     options = {"top_k": 3, "overlap": 1.0, "looks": [4, 8], "progress": False}
     first = lt.score_until(llama, corpus, checkpoint=tmp_path, **options)
-    assert len(first.gradients["en"]) in (4, 8)
+    assert len(first.gradients["en"]) in (4, 8, 12)
     whole = lt.head_gradients(llama, corpus, progress=False)
     n = len(first.gradients["en"])
     torch.testing.assert_close(first.gradients["en"], whole["en"][:n], rtol=1e-4, atol=1e-7)
+    assert lt.HeadGradients.load(first.gradients.save(tmp_path / "g")).n_texts == {"en": n}
+    assert shared_texts(first.gradients.card, corpus) == {"en": n}, "the others were not scored"
     again = lt.score_until(llama, corpus, checkpoint=tmp_path, **options)
     assert torch.equal(again.gradients["en"], first.gradients["en"])
 
 
 def test_bad_settings():
-    with pytest.raises(ValueError, match="no more than there are"):
-        run(noise(60, 3, 4), looks=[80])
+    with pytest.raises(ValueError, match="the first look at 'en' would be after 2 texts"):
+        run(noise(60, 3, 4), looks=[2, 80])
+    with pytest.raises(ValueError, match="top_k=13 must lie between 1 and 12"):
+        run(noise(60, 3, 4), top_k=13)
+    with pytest.raises(ValueError, match=r"the half-width of L0H1 must be above 0, not 0\.0"):
+        run(noise(60, 3, 4), top_k=2, half_widths={"L0H1": 0.0})
+    with pytest.raises(ValueError, match="'second_order' needs curvature_draws=2 or more"):
+        run(noise(60, 3, 4), top_k=2, method="second_order")
     with pytest.raises(ValueError, match=r"overlap=0.0"):
         run(noise(60, 3, 4), overlap=0.0)
     with pytest.raises(ValueError, match=r"level=1.5"):
         run(noise(60, 3, 4), certainty=1.5)
+
+
+def test_languages_with_fewer_texts_have_looks_of_their_own(llama):
+    words = ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k", "l"]
+    texts = ["the cat is in the house " + w for w in words]
+    corpus = lt.load_corpus({"en": texts, "fr": texts[:5]})
+    result = lt.score_until(llama, corpus, top_k=6, overlap=1.0, looks=[4], progress=False)
+    by_language = result.looks.groupby("language")["texts"].apply(list).to_dict()
+    assert by_language["en"] in ([4], [4, 12])
+    assert by_language["fr"] in ([4], [4, 5])
+    assert result.gradients.n_texts["en"] == by_language["en"][-1]

@@ -107,7 +107,7 @@ def test_certainty_refuses_what_it_cannot_do():
     with pytest.raises(ValueError, match=r"level=95.0 must lie between 0 and 1"):
         mean_interval(noise(8), level=95.0)
     with pytest.raises(
-        ValueError, match=r"ask for it by head_gradients\(model, corpus, curvature_draws=4\)"
+        ValueError, match=r"ask for it by head_gradients\(model, corpus, curvature_draws=2\)"
     ):
         lt.score_certainty(gradients_of({"en": noise(8, 2, 3)}), "second_order", top_k=2)
 

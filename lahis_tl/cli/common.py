@@ -113,21 +113,21 @@ def split_codes(languages: str | None) -> list[str] | None:
 
 def scores_of(path: Path, method: str | None, or_heads: bool = False) -> Any:
     from lahis_tl.artifacts import load
-    from lahis_tl.gradients import HeadGradients
+    from lahis_tl.per_text import PerTextHeads
     from lahis_tl.scores import HeadScores
     from lahis_tl.scores import score as reduce
     from lahis_tl.selection import LanguageHeads
 
     found = load(path)
-    if isinstance(found, HeadGradients):
-        return reduce(found, method or "lahis")
+    if isinstance(found, PerTextHeads):
+        return reduce(found, method)
     if method not in (None, getattr(found, "method", None)):
         raise typer.BadParameter(
             f"{path} holds {found.method} already; --method {method} needs the gradients file"
         )
     if isinstance(found, HeadScores) or (or_heads and isinstance(found, LanguageHeads)):
         return found
-    raise typer.BadParameter(f"{path} holds {found.kind}; scores or gradients are needed")
+    raise typer.BadParameter(f"{path} holds {found.kind}; scores, gradients or effects are needed")
 
 
 def print_heads(heads: "LanguageHeads") -> None:

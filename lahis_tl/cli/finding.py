@@ -190,6 +190,7 @@ def heads(
     The tested rule compares texts, so it needs the gradients.
     """
     from lahis_tl.artifacts import load
+    from lahis_tl.per_text import PerTextHeads
     from lahis_tl.selection import language_heads
 
     options = {
@@ -205,6 +206,10 @@ def heads(
     }
     if rule == "tested":
         found = load(scores)
+        if not isinstance(found, PerTextHeads):
+            raise typer.BadParameter(
+                f"the tested rule compares texts and needs gradients or effects, but {scores} holds {found.kind}"
+            )
         options |= {} if method is None else {"method": method}
     else:
         found = scores_of(scores, method)

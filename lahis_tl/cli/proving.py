@@ -1,5 +1,6 @@
 """Commands that put heads to the test: ``ablate``."""
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -54,6 +55,9 @@ def ablate(
     n: Annotated[
         int | None, typer.Option("-n", help="Texts a language, drawn by the seed.")
     ] = None,
+    config: Annotated[
+        str | None, typer.Option(help="Hub configuration, with {language} for the code.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the drawing of texts and of random sets.")] = 0,
     max_tokens: Annotated[int, typer.Option(help="Longer texts are cut there.")] = 512,
     dtype: Dtype = "float32",
@@ -72,16 +76,19 @@ def ablate(
     from lahis_tl import plots
     from lahis_tl.ablation import ablation_effect, selectivity
     from lahis_tl.access import grid_of
-    from lahis_tl.artifacts import write_atomically
+    from lahis_tl.artifacts import check_model, write_atomically
     from lahis_tl.corpora import load_corpus, without_scored
     from lahis_tl.models import load_model
 
     file = _file_of_heads(heads)
     loaded = load_model(model, dtype=dtype, device=device)
-    texts = load_corpus(corpus, split_codes(languages))
+    if file is not None:
+        check_model(heads, file.card, loaded)
     if corpus == "bundled" and file is not None:
-        texts = without_scored(texts, file.card)
-    texts = texts if n is None else texts.sample(n, seed)
+        texts = without_scored(load_corpus(corpus, split_codes(languages)), file.card)
+        texts = texts if n is None else texts.sample(n, seed)
+    else:
+        texts = load_corpus(corpus, split_codes(languages), n, seed=seed, config=config)
     typer.echo(f"{texts!r}")
     options: dict[str, Any] = {
         "factor": factor,
@@ -93,15 +100,18 @@ def ablate(
     }
     if file is not None and of == "all":
         result = selectivity(loaded, file, texts, **options)
-        table, figure = result.to_dataframe(), plots.selectivity_matrix(result)
+        table, figure, card = result.to_dataframe(), plots.selectivity_matrix(result), result.card
         typer.echo(f"Own language minus the others: {result.contrast()}, p {result.p_value():.3g}")
     else:
         members = _members(file, heads, of, grid_of(loaded))
         scored = None if file is None else file.card
         effect = ablation_effect(loaded, texts, members, scored=scored, **options)
-        table, figure = effect.to_dataframe(), plots.set_effect(effect)
+        table, figure, card = effect.to_dataframe(), plots.set_effect(effect), effect.card
     print_table(table)
     write_atomically(out / "ablation.csv", table.to_csv(index=False).encode())
+    settings = {name: value for name, value in options.items() if name != "progress"}
+    about = json.dumps({**card, "heads": heads, "of": of, "options": settings}, indent=2)
+    write_atomically(out / "ablation.json", about.encode())
     typer.echo(f"\nTable:  {(out / 'ablation.csv').resolve()}")
     typer.echo(f"Figure: {plots.write(figure, out / 'ablation.html').resolve()}")
 

@@ -10,7 +10,7 @@ from packaging.version import Version
 from torch import Tensor, nn
 
 from lahis_tl.access import LensModel, ModelRecord, full_logits, remember
-from lahis_tl.cards import describe
+from lahis_tl.cards import checkpoint_fingerprint, describe
 from lahis_tl.errors import ModelError
 from lahis_tl.models.bridge import build_bridge, why_not_bridge
 from lahis_tl.models.hooked import architecture_of, build_hooked, why_not_hooked
@@ -82,9 +82,10 @@ def load_model(
     source.hf.requires_grad_(False)
     length = min(48, int(getattr(source.hf.config, "max_position_embeddings", None) or 48))
     ids = probe_ids(source.hf.config.get_text_config().vocab_size, place, length)
+    checkpoint = checkpoint_fingerprint(source.hf)  # before it is wrapped
     model, figures = _build(source, backend, ids, _hf_logits(source.hf, ids))
     _give_tokenizer(model, source.tokenizer)
-    card = _card(model, source)
+    card = {**_card(model, source), "checkpoint_sha256": checkpoint}
     remember(model, ModelRecord(source.tokenizer, card))
     card["checks"] = {"logits": figures, **check_mask_acts(model)}
     return model

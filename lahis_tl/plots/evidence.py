@@ -5,10 +5,11 @@ import plotly.express as px
 import plotly.graph_objects as go
 import torch
 
-from lahis_tl.ablation import AblationEffect, Selectivity, Sweep
+from lahis_tl.ablation import AblationEffect, Selectivity
 from lahis_tl.plots.style import CATEGORICAL, DIVERGING, SEQUENTIAL, about_card, bar_title, dress
 from lahis_tl.scores import HeadScores
 from lahis_tl.statistics import ScoreCertainty, rank_correlation
+from lahis_tl.sweeps import Sweep
 
 GREY = "#999999"
 _NATS = "rise of the loss (nats per token)"

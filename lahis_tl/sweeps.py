@@ -1,0 +1,137 @@
+"""The dose and its response: more and more heads taken away, or the same heads scaled by several factors."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lahis_tl.ablation import refuse_scored_texts
+from lahis_tl.access import LensModel
+from lahis_tl.artifacts import Card
+from lahis_tl.batches import TokenIds
+from lahis_tl.controls import matched_random_heads
+from lahis_tl.corpora import Corpus
+from lahis_tl.evaluation import Evaluator
+from lahis_tl.heads import HeadSet
+from lahis_tl.masks import HeadMask
+from lahis_tl.statistics import empirical_p, mean_interval
+
+
+@dataclass(frozen=True, eq=False)
+class Sweep:
+    """The change of the loss along a row of masks.
+
+    Attributes:
+        what: what is varied, ``"heads"`` or ``"factor"``.
+        steps: its values.
+        change: float32 [step, text] by language, nats per token.
+        controls: float32 [step, draw] by language, mean change under matched random sets.
+    """
+
+    what: str
+    steps: tuple[float, ...]
+    change: Mapping[str, Float[Tensor, "step _text"]]
+    controls: Mapping[str, Float[Tensor, "step _draw"]]
+    card: Card = field(default_factory=dict, repr=False)
+
+    def to_dataframe(self, level: float = 0.95) -> pd.DataFrame:
+        """One row a step and language: change with interval, controls' mean and range, one-sided p."""
+        rows = []
+        for code, values in self.change.items():
+            for step, change, draws in zip(self.steps, values, self.controls[code], strict=True):
+                interval = mean_interval(change, level)
+                rows.append(
+                    {
+                        self.what: step,
+                        "language": code,
+                        "change": interval.value,
+                        "lower": interval.lower,
+                        "upper": interval.upper,
+                        "control_mean": float(draws.mean()),
+                        "control_lower": float(draws.quantile((1 - level) / 2)),
+                        "control_upper": float(draws.quantile((1 + level) / 2)),
+                        "p": empirical_p(interval.value, draws),
+                    }
+                )
+        return pd.DataFrame(rows)
+
+
+def sweep_heads(
+    model: LensModel,
+    corpus: Corpus | TokenIds,
+    ranked: HeadSet,
+    counts: Sequence[int] = (1, 2, 5, 10, 20),
+    **options: Any,
+) -> Sweep:
+    """Take the first 1, 2, 5, ... heads of a ranking away.
+
+    Args:
+        ranked: heads, best first, as ``scores.top(20, "fr")``.
+        options: as in ``sweep_factors``, and ``factor``.
+
+    Raises:
+        ValueError: a count beyond the ranking.
+    """
+    if not counts or min(counts) < 1 or max(counts) > len(ranked):
+        raise ValueError(
+            f"counts {list(counts)} must lie between 1 and the {len(ranked)} ranked heads"
+        )
+    factor = options.pop("factor", 0.0)
+    settings = [(ranked[:k], factor) for k in counts]
+    return _sweep(model, corpus, "heads", [float(k) for k in counts], settings, **options)
+
+
+def sweep_factors(
+    model: LensModel,
+    corpus: Corpus | TokenIds,
+    heads: HeadSet,
+    factors: Sequence[float] = (0.0, 0.5, 1.5, 2.0, 3.0),
+    **options: Any,
+) -> Sweep:
+    """Scale the same heads by several factors: the dose and its response.
+
+    Args:
+        options: ``draws`` (20), ``match``, ``seed`` of the random sets; ``scored``, the card of the result
+            that the heads came from; ``max_tokens``, ``batch_tokens``, ``progress``.
+    """
+    return _sweep(model, corpus, "factor", factors, [(heads, f) for f in factors], **options)
+
+
+def _sweep(
+    model: LensModel,
+    corpus: Corpus | TokenIds,
+    what: str,
+    steps: Sequence[float],
+    settings: Sequence[tuple[HeadSet, float]],
+    *,
+    draws: int = 20,
+    match: str = "nearest",
+    scored: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    max_tokens: int | None = 512,
+    batch_tokens: int = 2048,
+    progress: bool = True,
+) -> Sweep:
+    refuse_scored_texts(scored, corpus)
+    evaluator = Evaluator(model, corpus, max_tokens, batch_tokens)
+    (plain,) = evaluator.nll([None], progress=False)
+    changes, controls = [], []
+    for step, (heads, factor) in zip(steps, settings, strict=True):
+        sets = [heads, *matched_random_heads(heads, draws, match=match, seed=seed)]
+        masks = [HeadMask.scaling(each, factor) for each in sets]
+        moved = evaluator.nll(masks, progress, f"{what} {step:g}") - plain
+        changes.append(moved[0])
+        controls.append(evaluator.language_means(moved[1:]))
+    fewest = min(map(len, controls))
+    by_step, drawn = torch.stack(changes), torch.stack([means[:fewest] for means in controls])
+    return Sweep(
+        what=what,
+        steps=tuple(steps),
+        change={code: by_step[:, rows] for code, rows in evaluator.rows.items()},
+        controls={code: drawn[:, :, i] for i, code in enumerate(evaluator.languages)},
+        card=evaluator.card,
+    )
