@@ -21,7 +21,7 @@ def run(
     model: LensModel | str = "smollm2",
     languages: Sequence[str] = ("en", "fr", "de", "zh"),
     n: int = 48,
-    test_texts: int = 16,
+    test_texts: int = 12,
     max_tokens: int = 64,
     method: str = "lahis",
     rule: str = "contrastive",
@@ -73,9 +73,7 @@ def run(
             )
             for kind, sweep in (("factors", by_factor), ("counts", by_count)):
                 tables[f"{kind}_{code}"] = sweep.to_dataframe()
-                figures[f"{kind}_{code}"] = lt.plots.sweep(sweep).update_layout(
-                    title_subtitle_text=f"heads of {code}"
-                )
+                figures[f"{kind}_{code}"] = lt.plots.sweep(sweep, f"heads of {code}")
     card = {**result.card, "heads": heads.card, "rule": heads.rule, "options": dict(heads.options)}
     return Result("selectivity", tables, figures, _verdict(result, heads), card)
 

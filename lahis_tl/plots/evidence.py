@@ -169,8 +169,12 @@ def set_effect(effect: AblationEffect) -> go.Figure:
     return figure.update_yaxes(title_text=_NATS)
 
 
-def sweep(result: Sweep) -> go.Figure:
-    """The change along a sweep, one line a language, with the range of all random sets behind."""
+def sweep(result: Sweep, about: str = "") -> go.Figure:
+    """The change along a sweep, one line a language, with the range of all random sets behind.
+
+    Args:
+        about: what the heads are, for the subtitle.
+    """
     table = result.to_dataframe()
     figure = go.Figure()
     steps = list(result.steps)
@@ -180,6 +184,7 @@ def sweep(result: Sweep) -> go.Figure:
         go.Scatter(
             x=steps + steps[::-1],
             y=low + high[::-1],
+            mode="lines",
             fill="toself",
             fillcolor="rgba(120,120,120,0.2)",
             line={"width": 0},
@@ -205,7 +210,11 @@ def sweep(result: Sweep) -> go.Figure:
             )
         )
     title = "Number of heads taken away" if result.what == "heads" else "Heads scaled by a factor"
-    dress(figure, title, about_card(result.card, "95% intervals over texts"))
+    dress(
+        figure,
+        title,
+        about_card(result.card, f"{about}{', ' if about else ''}95% intervals over texts"),
+    )
     figure.update_layout(width=720, height=440, legend_title="text in")
     figure.update_xaxes(title_text=result.what)
     return figure.update_yaxes(title_text=_NATS)
@@ -227,6 +236,7 @@ def curves(
             go.Scatter(
                 x=x + x[::-1],
                 y=[*lower, *upper[::-1]],
+                mode="lines",
                 fill="toself",
                 fillcolor=f"rgba({red:.0f},{green:.0f},{blue:.0f},0.15)",
                 line={"width": 0},
