@@ -1,6 +1,5 @@
 """Screen all heads by gradients and curvature, then ablate those whose removal may cost most."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -87,8 +86,9 @@ def verified_scores(
 
     Gradients and curvature of all texts estimate every effect (``second_order``). Its saturation is a guess where
     the curvature is large, so heads are ablated in the order of −g + ½·h, what their removal may cost without
-    it, over the arithmetic that finding out takes; as many as the budget allows. Their exact effects calibrate the
-    saturation by which the others are estimated. What a head does beyond that
+    it, over the arithmetic that finding out takes; as many as the budget allows. (To fit the
+    saturation to their exact effects made the other estimates worse: what saturates is the heads of large
+    curvature, and those are the ones that are ablated.) What a head does beyond that
     form, such as holding a language that the model gives up without it, only its removal shows: a head that
     was not ablated may matter more than is said of it.
 
@@ -143,20 +143,14 @@ def verified_scores(
                 progress=progress,
             )
             exact[code] = effects[code].mean(0)
-    saturation = _calibrated(grads, exact)
     values, verified, errors = [], [], []
     for code, found in exact.items():
-        value, error = _estimate(grads, code, saturation)
+        value, error = _estimate(grads, code)
         known = ~torch.isnan(found)
         values.append(torch.where(known, found, value))
         verified.append(known)
         errors.append(error.masked_fill(known, 0))
-    settings: dict[str, Any] = {
-        **grads.card["settings"],
-        "budget": budget,
-        "cost": spent,
-        "saturation": saturation,
-    }
+    settings: dict[str, Any] = {**grads.card["settings"], "budget": budget, "cost": spent}
     return VerifiedScores(
         values=torch.stack(values),
         languages=tuple(token_ids),
@@ -170,31 +164,14 @@ def verified_scores(
     )
 
 
-def _calibrated(grads: HeadGradients, exact: Mapping[str, Float[Tensor, "layer head"]]) -> float:
-    """The saturation that fits the exact effects of all languages best (least absolute error), if there are ten."""
-    candidates = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0]
-    known = {code: ~torch.isnan(found) for code, found in exact.items()}
-    if sum(int(mask.sum()) for mask in known.values()) < 10:
-        return SATURATION
-
-    def error(saturation: float) -> float:
-        total = 0.0
-        for code, mask in known.items():
-            value = second_order(grads[code], grads.curvature[code], saturation=saturation)
-            total += float((value - exact[code])[mask].abs().sum())
-        return total
-
-    return min(candidates, key=error)
-
-
 def _estimate(
-    grads: HeadGradients, language: str, saturation: float
+    grads: HeadGradients, language: str
 ) -> tuple[Float[Tensor, "layer head"], Float[Tensor, "layer head"]]:
     """``second_order`` and its standard error over the draws of labels, texts given."""
     gradient, curvature = grads[language], grads.curvature[language]
-    value = second_order(gradient, curvature, saturation=saturation)
+    value = second_order(gradient, curvature)
     error = grads.curvature_error[language].square().sum(0).sqrt() / len(gradient)
-    slope = 0.5 / (1 + saturation * curvature.mean(0)) ** 2
+    slope = 0.5 / (1 + SATURATION * curvature.mean(0)) ** 2
     return value, slope * error
 
 

@@ -2,8 +2,7 @@ import pytest
 import torch
 
 import lahis_tl as lt
-from lahis_tl.scores import SATURATION, second_order
-from lahis_tl.verified import Costs, _calibrated
+from lahis_tl.verified import Costs
 
 OPTIONS = {"progress": False, "seed": 3}
 
@@ -12,8 +11,7 @@ def test_exact_where_it_says_so_and_estimated_elsewhere(llama, token_ids):
     result = lt.verified_scores(llama, token_ids, budget=0.9, **OPTIONS)
     truth = lt.score(lt.exact_effects(llama, token_ids, progress=False))
     grads = lt.head_gradients(llama, token_ids, curvature_draws=2, seed=3, progress=False)
-    saturation = result.card["settings"]["saturation"]
-    estimate = lt.score(grads, "second_order", saturation=saturation)
+    estimate = lt.score(grads, "second_order")
     for i, code in enumerate(result.languages):
         exact = result.verified[i]
         assert 0 < int(exact.sum()) < exact.numel()
@@ -52,18 +50,6 @@ def test_heads_that_may_matter_most_for_their_cost_are_ablated(llama, token_ids)
         possible = (0.5 * grads.curvature[code] - grads[code]).mean(0) / cost
         exact = result.verified[i]
         assert possible[exact].min() > possible[~exact].max()
-
-
-def test_exact_effects_calibrate_the_saturation(llama, token_ids):
-    grads = lt.head_gradients(llama, token_ids, curvature_draws=2, seed=3, progress=False)
-    for s in (0.0, 2.0, 8.0):
-        exact = {
-            code: second_order(grads[code], grads.curvature[code], saturation=s)
-            for code in grads.languages
-        }
-        assert _calibrated(grads, exact) == s
-    few = {code: torch.full((3, 4), float("nan")) for code in grads.languages}
-    assert _calibrated(grads, few) == SATURATION
 
 
 def test_it_resumes_and_is_saved(llama, token_ids, tmp_path):
