@@ -170,9 +170,9 @@ def _estimate(
     """``second_order`` and its standard error over the draws of labels, texts given."""
     gradient, curvature = grads[language], grads.curvature[language]
     value = second_order(gradient, curvature)
-    error = grads.curvature_error[language].square().sum(0).sqrt() / len(gradient)
-    slope = 0.5 / (1 + SATURATION * curvature.mean(0)) ** 2
-    return value, slope * error
+    slope = 0.5 / (1 + SATURATION * curvature) ** 2
+    error = (slope * grads.curvature_error[language]).square().sum(0).sqrt() / len(gradient)
+    return value, error
 
 
 @dataclass(frozen=True)

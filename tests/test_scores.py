@@ -37,11 +37,11 @@ def test_scores_by_hand(method):
 
 
 def test_second_order_and_exact_by_hand():
-    """Mean gradients of the heads 0 and 0.1; curvature 0.5 and 0.2, saturated by 1 + 3h to 0.1 and 0.0625."""
+    """Mean gradients of the heads 0 and 0.1; curvature 0.5 and 0.2, halved and saturated by 1 + h."""
     curvature = torch.tensor([0.5, 0.2]).expand(3, 1, 2)
     bent = dataclasses.replace(GRADS.select(["en"]), curvature={"en": curvature})
     found = score(bent, "second_order")["en"][0].tolist()
-    assert found == pytest.approx([0.25 / 2.5, 0.1 / 1.6 - 0.1], rel=1e-6)
+    assert found == pytest.approx([0.25 / 1.5, 0.1 / 1.2 - 0.1], rel=1e-6)
     effects = lt.HeadEffects(
         {"en": torch.tensor([[[0.1, 0.2]], [[0.3, -0.2]]])},
         {"en": torch.ones(2)},

@@ -42,7 +42,7 @@ def test_scores_follow_exact_ablation(model):
     grid = lt.grid_of(model)
     heads = [grid.head(index) for index in range(2, grid.size, 5)]
     effects = lt.exact_effects(model, corpus, heads, max_tokens=32, progress=False)["fr"].mean(0)
-    grads = lt.head_gradients(model, corpus, max_tokens=32, curvature_draws=2, progress=False)
+    grads = lt.head_gradients(model, corpus, max_tokens=32, curvature_draws=8, progress=False)
     chosen = ~torch.isnan(effects)
     assert int(chosen.sum()) == len(heads)
     found = {
