@@ -64,7 +64,7 @@ def test_a_mask_acts_on_them(llama):
 def test_gradients_are_the_finite_differences_of_those_losses(llama):
     grads = lt.switched_gradients(llama, TEXTS, batch_tokens=20, progress=False)
     assert grads.card["corpus"]["parallel"]
-    step = 1e-4
+    step = 1e-2  # norms and softmax are float32 in some models, whatever the weights: shorter ones drown in that
     for head in ("L0H1", "L2H3"):
         ends = []
         for sign in (1, -1):
@@ -78,7 +78,7 @@ def test_gradients_are_the_finite_differences_of_those_losses(llama):
                 counted = torch.tensor([label == code for label in labels])
                 slope = float((ends[0][i] - ends[1][i])[counted].mean()) / (2 * step)
                 found = float(grads[code][i][lt.Head.parse(head)])
-                assert found == pytest.approx(slope, rel=1e-3, abs=1e-5)
+                assert found == pytest.approx(slope, rel=3e-3, abs=3e-5)
 
 
 def test_texts_without_a_language_do_not_count_for_it(llama):
