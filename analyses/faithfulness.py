@@ -107,11 +107,7 @@ def _exact(
         )
         for code, ids in tokenize(model, corpus, max_tokens).items()
     ]
-    joined: dict[str, dict[str, Tensor]] = {name: {} for name in found[0].parts}
-    for each in found:
-        for name, mapping in each.parts.items():
-            joined[name] |= mapping
-    return found[0].with_parts(joined)
+    return lt.HeadEffects.side_by_side(found)
 
 
 def _timed(make: Callable[[], Any]) -> tuple[Any, float]:
@@ -178,7 +174,7 @@ def _figure(table: pd.DataFrame, truth: lt.HeadScores) -> go.Figure:
             truth.card, f"{truth.n_texts[0]} texts a language, 95% intervals over texts"
         ),
     )
-    figure.update_layout(width=760, height=440, legend_title="language")
+    figure.update_layout(width=820, height=440, legend_title="language", scattermode="group")
     figure.update_xaxes(title_text="score", type="category")
     return figure.update_yaxes(
         title_text="rank correlation with the exact effect", range=[-0.1, 1.02]

@@ -20,7 +20,7 @@ from lahis_tl.per_text import PerTextHeads
 from lahis_tl.scores import method_for, reduce_rows
 from lahis_tl.selection import chance_jaccard
 from lahis_tl.sequential import StoppingRule, default_looks
-from lahis_tl.statistics import rank_correlation
+from lahis_tl.statistics import in_top, rank_correlation
 
 
 def run(
@@ -78,7 +78,9 @@ def _reliability(
                     order = torch.randperm(available, generator=generator)
                     parts = (order[:size], order[size : 2 * size])
                     a, b = (reduce_rows(source, code, part, chosen) for part in parts)
-                    found.append((rank_correlation(a, b), _common(a, b, top_k) / top_k))
+                    first, second = in_top(torch.stack([a, b]), top_k)
+                    common = int((first & second).sum()) / top_k
+                    found.append((rank_correlation(a, b), common))
                 rho, common = torch.tensor(found).T
                 rows.append(
                     {
@@ -101,11 +103,6 @@ def _summary(name: str, values: Tensor) -> dict[str, float]:
 
 def _sizes(most: int) -> list[int]:
     return [size for size in (2, 5, 10, 20, 30, 40, 60, 100, 200, 500) if size < most] + [most]
-
-
-def _common(a: Tensor, b: Tensor, k: int) -> int:
-    best = [set(x.flatten().topk(k).indices.tolist()) for x in (a, b)]
-    return len(best[0] & best[1])
 
 
 def _stops(source: lt.HeadGradients, methods: Sequence[str], top_k: int, seed: int) -> pd.DataFrame:

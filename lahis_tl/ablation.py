@@ -27,6 +27,28 @@ from lahis_tl.statistics import (
 )
 
 
+def beside_controls(
+    change: Float[Tensor, " text"], draws: Float[Tensor, " draw"], level: float
+) -> dict[str, float]:
+    """A change of the loss with its paired interval over texts, what random sets do, and a one-sided p.
+
+    ``change``, ``lower``, ``upper``; ``control_mean`` and the controls' central range ``control_lower``,
+    ``control_upper``, all in nats per token; ``p``; the numbers of ``texts`` and ``draws``.
+    """
+    interval = mean_interval(change, level)
+    return {
+        "change": interval.value,
+        "lower": interval.lower,
+        "upper": interval.upper,
+        "control_mean": float(draws.mean()),
+        "control_lower": float(draws.quantile((1 - level) / 2)),
+        "control_upper": float(draws.quantile((1 + level) / 2)),
+        "p": empirical_p(interval.value, draws),
+        "texts": len(change),
+        "draws": len(draws),
+    }
+
+
 @dataclass(frozen=True, eq=False)
 class AblationEffect:
     """The change of the loss when a set of heads is scaled, beside matched random sets.
@@ -50,24 +72,10 @@ class AblationEffect:
         return f"AblationEffect({len(self.heads)} heads × {self.factor:g}; {means} nats per token)"
 
     def to_dataframe(self, level: float = 0.95) -> pd.DataFrame:
-        """One row a language: change with its paired interval, controls' mean and range, one-sided p."""
+        """One row a language, with the columns of ``beside_controls``."""
         rows = []
         for code, change in self.change.items():
-            interval, draws = mean_interval(change, level), self.controls[code]
-            rows.append(
-                {
-                    "language": code,
-                    "change": interval.value,
-                    "lower": interval.lower,
-                    "upper": interval.upper,
-                    "control_mean": float(draws.mean()),
-                    "control_lower": float(draws.quantile((1 - level) / 2)),
-                    "control_upper": float(draws.quantile((1 + level) / 2)),
-                    "p": empirical_p(interval.value, draws),
-                    "texts": len(change),
-                    "draws": len(draws),
-                }
-            )
+            rows.append({"language": code, **beside_controls(change, self.controls[code], level)})
         return pd.DataFrame(rows)
 
 
@@ -145,7 +153,7 @@ class Selectivity:
 
     Attributes:
         rows, columns: languages of the heads and of the texts.
-        change: float32 [row, column, text], nats per token; positive where the loss rises.
+        change: (row, column) → float32 [text], nats per token; positive where the loss rises.
         controls: float32 [row, draw, column], mean change under matched random sets.
     """
 
@@ -198,22 +206,12 @@ class Selectivity:
         return torch.stack(each).mean(0)
 
     def to_dataframe(self, level: float = 0.95) -> pd.DataFrame:
-        """One row a cell: heads_of, text_in, change with interval, controls' mean, one-sided p."""
+        """One row a cell: heads_of, text_in, and the columns of ``beside_controls``."""
         table = []
         for i, r in enumerate(self.rows):
             for j, c in enumerate(self.columns):
-                interval, draws = mean_interval(self.change[r, c], level), self.controls[i, :, j]
-                table.append(
-                    {
-                        "heads_of": r,
-                        "text_in": c,
-                        "change": interval.value,
-                        "lower": interval.lower,
-                        "upper": interval.upper,
-                        "control_mean": float(draws.mean()),
-                        "p": empirical_p(interval.value, draws),
-                    }
-                )
+                found = beside_controls(self.change[r, c], self.controls[i, :, j], level)
+                table.append({"heads_of": r, "text_in": c, **found})
         return pd.DataFrame(table)
 
 

@@ -127,12 +127,11 @@ def exact_effects(
         for batch, layer, part in _each_part(
             model, batches, chosen, replacing, store, batch_tokens
         ):
-            members = [head for head in chosen if head.layer == layer]
-            for column, head in enumerate(members):
-                for row, (code, index) in enumerate(batch.keys):
-                    effects[code][index, head.layer, head.head] = part["effects"][row, column]
-                    losses[code][index] = part["losses"][row]
-            bar.update(len(batch.keys) * len(members))
+            columns = [head.head for head in chosen if head.layer == layer]
+            for row, (code, index) in enumerate(batch.keys):
+                effects[code][index, layer, columns] = part["effects"][row]
+                losses[code][index] = part["losses"][row]
+            bar.update(len(batch.keys) * len(columns))
     n_tokens = {c: torch.tensor([len(ids) - 1 for ids in t]) for c, t in token_ids.items()}
     return HeadEffects(effects, losses, n_tokens, ablation, card)
 

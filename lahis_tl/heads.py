@@ -1,10 +1,11 @@
 """The vocabulary of the package: a head, the grid of a model's heads, an ordered set of heads."""
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import pandas as pd
 from jaxtyping import Float
 from torch import Tensor
 
@@ -168,6 +169,20 @@ class HeadSet(Sequence[Head]):
 
     def flat_indices(self) -> list[int]:
         return [self.grid.flat_index(head) for head in self._heads]
+
+
+def head_table(
+    grid: HeadGrid, languages: Sequence[str], columns: Mapping[str, Tensor]
+) -> pd.DataFrame:
+    """One row a language and head: language, layer, head, label, and the columns [language, layer, head]."""
+    index = pd.MultiIndex.from_product(
+        [list(languages), range(grid.n_layers), range(grid.n_heads)],
+        names=["language", "layer", "head"],
+    )
+    values = {name: column.flatten().numpy() for name, column in columns.items()}
+    table = pd.DataFrame(values, index).reset_index()
+    table.insert(3, "label", grid.labels * len(languages))
+    return table
 
 
 def top_heads(values: Float[Tensor, "layer head"], k: int) -> HeadSet:

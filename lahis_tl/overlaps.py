@@ -6,13 +6,20 @@ from typing import Any
 
 import pandas as pd
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lahis_tl.artifacts import Card
 from lahis_tl.per_text import PerTextHeads
 from lahis_tl.scores import method_for, reduce_rows
-from lahis_tl.statistics import Interval, check_level, empirical_p, percentile_interval
+from lahis_tl.statistics import (
+    Interval,
+    check_level,
+    empirical_p,
+    in_top,
+    percentile_interval,
+    set_jaccard,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,28 +102,15 @@ def head_overlap(
         picks = torch.randint(n, (draws, n), generator=generator)
         whole = reduce_rows(source, code, range(n), chosen, **options)
         resampled = [reduce_rows(source, code, rows, chosen, **options) for rows in picks]
-        best[code] = _top(whole[None], top_k)
-        samples[code] = _top(torch.stack(resampled), top_k)
+        best[code] = in_top(whole[None], top_k)
+        samples[code] = in_top(torch.stack(resampled), top_k)
     generator = torch.Generator().manual_seed(seed + 1)
     intervals, chance = {}, {}
     for a, b in combinations(source.languages, 2):
-        value = float(_jaccard(best[a], best[b]))
-        intervals[a, b] = percentile_interval(value, _jaccard(samples[a], samples[b]), level)
-        chance[a, b] = _jaccard(best[a], _shuffled(best[b], within, draws, generator))
+        value = float(set_jaccard(best[a], best[b]))
+        intervals[a, b] = percentile_interval(value, set_jaccard(samples[a], samples[b]), level)
+        chance[a, b] = set_jaccard(best[a], _shuffled(best[b], within, draws, generator))
     return HeadOverlap(intervals, chance, top_k, within, chosen.name, source.origin)
-
-
-def _top(values: Float[Tensor, "draw layer head"], k: int) -> Bool[Tensor, "draw layer head"]:
-    flat = values.flatten(1)
-    chosen = torch.zeros_like(flat, dtype=torch.bool)
-    return chosen.scatter_(1, flat.topk(k, 1).indices, True).reshape(values.shape)
-
-
-def _jaccard(
-    a: Bool[Tensor, "#draw layer head"], b: Bool[Tensor, "#draw layer head"]
-) -> Float[Tensor, " draw"]:
-    common: Int[Tensor, " draw"] = (a & b).sum((1, 2))
-    return common / (a | b).sum((1, 2))
 
 
 def _shuffled(

@@ -116,6 +116,15 @@ class PerTextHeads(Artifact):
         }
         return first.with_parts(joined)
 
+    @classmethod
+    def side_by_side(cls: type[P], results: Sequence[P]) -> P:
+        """Results of different languages as one; the card is the first one's."""
+        joined: dict[str, dict[str, Tensor]] = {name: {} for name in results[0].parts}
+        for result in results:
+            for name, mapping in result.parts.items():
+                joined[name] |= mapping
+        return results[0].with_parts(joined)
+
     def to_dataframe(self) -> pd.DataFrame:
         """One row a text and head: language, text, layer, head, value."""
         frames = []

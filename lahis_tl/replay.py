@@ -28,7 +28,7 @@ class Replay:
             cannot be run on their own, and the whole pass is run again instead.
         calls: the other arguments of each block, for ``copies`` times the texts.
         copies: how many versions of the batch one call of ``nll`` computes.
-        nll: of the clean pass, mean of each text.
+        clean: mean NLL of each text in the recorded pass, nats per token.
     """
 
     model: LensModel

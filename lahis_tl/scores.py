@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lahis_tl.artifacts import Artifact, Card
-from lahis_tl.heads import HeadGrid, HeadSet, top_heads
+from lahis_tl.heads import HeadGrid, HeadSet, head_table, top_heads
 from lahis_tl.per_text import PerTextHeads
 
 Gradients = Float[Tensor, "text layer head"]
@@ -252,12 +252,7 @@ class HeadScores(Artifact):
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row a language and head: language, layer, head, label, score, rank (1 = highest)."""
-        rows = pd.MultiIndex.from_product(
-            [self.languages, range(self.grid.n_layers), range(self.grid.n_heads)],
-            names=["language", "layer", "head"],
-        )
-        frame = pd.DataFrame({"score": self.values.flatten().numpy()}, rows).reset_index()
-        frame.insert(3, "label", self.labels * len(self.languages))
+        frame = head_table(self.grid, self.languages, {"score": self.values})
         ranks = frame.groupby("language")["score"].rank(ascending=False, method="first")
         return frame.assign(rank=ranks.astype(int))
 

@@ -241,8 +241,8 @@ def tested_rule(
     lowest share first. See ``specificity_test``.
 
     Args:
-        fdr: expected share of wrong ones among the heads found, by Benjamini-Hochberg; of the specific heads
-            of all languages together, and of the general ones.
+        fdr: expected share of wrong ones among the heads found, by Benjamini-Hochberg: of the specific heads
+            of all languages together; of the general ones, those counted that are specific to some.
         method: the score whose per-text values are tested; ``lahis`` by default, of effects ``exact``.
         ratio: 1 for any difference, however small.
         min_share: heads of a smaller mean share over all languages are not looked at, so that significant

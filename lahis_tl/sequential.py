@@ -220,18 +220,15 @@ def _check_rule(
 
 def _joined(parts: list[HeadGradients], corpus: Corpus, extra: dict[str, Any]) -> HeadGradients:
     """Languages side by side; the card tells of the texts that were taken and no others."""
-    joined: dict[str, dict[str, Tensor]] = {name: {} for name in parts[0].parts}
-    for each in parts:
-        for name, mapping in each.parts.items():
-            joined[name] |= mapping
-    n_texts = {each.languages[0]: len(each[each.languages[0]]) for each in parts}
+    joined = HeadGradients.side_by_side(parts)
+    n_texts = joined.n_texts
     counts = set(n_texts.values())
     taken = replace(
         corpus,
         texts={code: texts[: n_texts[code]] for code, texts in corpus.texts.items()},
         ids=corpus.ids[: counts.pop()] if corpus.ids is not None and len(counts) == 1 else None,
     )
-    return HeadGradients(**joined, card={**parts[0].card, "corpus": taken.card, **extra})
+    return replace(joined, card={**joined.card, "corpus": taken.card, **extra})
 
 
 def default_looks(available: int) -> list[int]:

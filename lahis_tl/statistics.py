@@ -9,12 +9,12 @@ from typing import Any, ClassVar, NamedTuple
 
 import pandas as pd
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float
 from scipy.stats import spearmanr
 from torch import Tensor
 
 from lahis_tl.artifacts import Artifact, Card
-from lahis_tl.heads import HeadGrid, HeadSet, top_heads
+from lahis_tl.heads import HeadGrid, HeadSet, head_table, top_heads
 from lahis_tl.per_text import PerTextHeads
 from lahis_tl.scores import method_for, reduce_rows
 
@@ -130,20 +130,8 @@ class ScoreCertainty(Artifact):
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row a language and head: language, layer, head, label, score, lower, upper, selection."""
-        index = pd.MultiIndex.from_product(
-            [self.languages, range(self.grid.n_layers), range(self.grid.n_heads)],
-            names=["language", "layer", "head"],
-        )
-        columns = {
-            "score": self.values,
-            "lower": self.lower,
-            "upper": self.upper,
-            "selection": self.selection,
-        }
-        table = pd.DataFrame({k: v.flatten().numpy() for k, v in columns.items()}, index)
-        table = table.reset_index()
-        table.insert(3, "label", self.grid.labels * len(self.languages))
-        return table
+        columns = {"score": self.values, "lower": self.lower, "upper": self.upper}
+        return head_table(self.grid, self.languages, {**columns, "selection": self.selection})
 
     def _tensors(self) -> dict[str, Tensor]:
         return {name: getattr(self, name) for name in ("values", "lower", "upper", "selection")}
@@ -212,14 +200,15 @@ def score_certainty(
         lower, upper = samples.float().flatten(1).quantile(tail, 0).reshape(2, *source.grid.shape)
         columns["lower"].append(lower)
         columns["upper"].append(upper)
-        columns["selection"].append(_in_top(samples, top_k).float().mean(0))
+        columns["selection"].append(in_top(samples, top_k).float().mean(0))
         halves = []
         for _ in range(100):
             order = torch.randperm(n, generator=generator)
             parts = (order[: n // 2], order[n // 2 : 2 * (n // 2)])
             halves.append([reduce_rows(source, code, rows, chosen, **options) for rows in parts])
         rho = torch.tensor([rank_correlation(a, b) for a, b in halves])
-        common = torch.tensor([_top_jaccard(a, b, top_k) for a, b in halves])
+        first, second = (in_top(torch.stack(half), top_k) for half in zip(*halves, strict=True))
+        common = set_jaccard(first, second)
         split_half[code] = percentile_interval(float(rho.mean()), rho, level)
         split_overlap[code] = percentile_interval(float(common.mean()), common, level)
     return ScoreCertainty(
@@ -237,14 +226,15 @@ def score_certainty(
     )
 
 
-def _in_top(samples: Float[Tensor, "draw layer head"], k: int) -> Int[Tensor, "draw layer head"]:
-    flat = samples.flatten(1)
-    inside = torch.zeros_like(flat, dtype=torch.int64)
-    return inside.scatter_(1, flat.topk(k, 1).indices, 1).reshape(samples.shape)
+def in_top(values: Float[Tensor, "draw layer head"], k: int) -> Bool[Tensor, "draw layer head"]:
+    """Which heads are among the ``k`` of highest value, in each draw."""
+    flat = values.flatten(1)
+    chosen = torch.zeros_like(flat, dtype=torch.bool)
+    return chosen.scatter_(1, flat.topk(k, 1).indices, True).reshape(values.shape)
 
 
-def _top_jaccard(a: Tensor, b: Tensor, k: int) -> float:
-    both = len(
-        set(a.flatten().topk(k).indices.tolist()) & set(b.flatten().topk(k).indices.tolist())
-    )
-    return both / (2 * k - both)
+def set_jaccard(
+    a: Bool[Tensor, "#draw layer head"], b: Bool[Tensor, "#draw layer head"]
+) -> Float[Tensor, " draw"]:
+    """Jaccard overlap of two sets of heads, draw by draw."""
+    return (a & b).sum((1, 2)) / (a | b).sum((1, 2))

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lahis_tl.ablation import refuse_scored_texts
+from lahis_tl.ablation import beside_controls, refuse_scored_texts
 from lahis_tl.access import LensModel
 from lahis_tl.artifacts import Card
 from lahis_tl.batches import TokenIds
@@ -18,7 +18,6 @@ from lahis_tl.corpora import Corpus
 from lahis_tl.evaluation import Evaluator
 from lahis_tl.heads import HeadSet
 from lahis_tl.masks import HeadMask
-from lahis_tl.statistics import empirical_p, mean_interval
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,24 +38,12 @@ class Sweep:
     card: Card = field(default_factory=dict, repr=False)
 
     def to_dataframe(self, level: float = 0.95) -> pd.DataFrame:
-        """One row a step and language: change with interval, controls' mean and range, one-sided p."""
+        """One row a step and language, with the columns of ``beside_controls``."""
         rows = []
         for code, values in self.change.items():
             for step, change, draws in zip(self.steps, values, self.controls[code], strict=True):
-                interval = mean_interval(change, level)
-                rows.append(
-                    {
-                        self.what: step,
-                        "language": code,
-                        "change": interval.value,
-                        "lower": interval.lower,
-                        "upper": interval.upper,
-                        "control_mean": float(draws.mean()),
-                        "control_lower": float(draws.quantile((1 - level) / 2)),
-                        "control_upper": float(draws.quantile((1 + level) / 2)),
-                        "p": empirical_p(interval.value, draws),
-                    }
-                )
+                found = beside_controls(change, draws, level)
+                rows.append({self.what: step, "language": code, **found})
         return pd.DataFrame(rows)
 
 

@@ -12,7 +12,7 @@ from scipy.stats import false_discovery_control
 from torch import Tensor
 
 from lahis_tl.artifacts import Artifact, Card
-from lahis_tl.heads import HeadGrid
+from lahis_tl.heads import HeadGrid, head_table
 from lahis_tl.per_text import PerTextHeads
 from lahis_tl.scores import ScoreMethod, method_for, reduce_rows
 
@@ -64,15 +64,10 @@ class SpecificityTest(Artifact):
         return HeadGrid(*self.general_p.shape)
 
     def to_dataframe(self) -> pd.DataFrame:
-        """One row a language and head: share, contrast, specific_p, specific_q, general_q."""
-        index = pd.MultiIndex.from_product(
-            [self.languages, self.grid.labels], names=["language", "label"]
-        )
+        """One row a language and head: layer, head, label, share, contrast, specific_p, specific_q, general_q."""
         columns = {n: getattr(self, n) for n in ("share", "contrast", "specific_p", "specific_q")}
-        columns["general_q"] = self.general_q.expand_as(self.contrast)
-        return pd.DataFrame(
-            {k: v.flatten().numpy() for k, v in columns.items()}, index
-        ).reset_index()
+        general = self.general_q.expand_as(self.contrast)
+        return head_table(self.grid, self.languages, {**columns, "general_q": general})
 
     def _tensors(self) -> dict[str, Tensor]:
         names = ("share", "contrast", "specific_p", "specific_q", "general_p", "general_q")

@@ -177,7 +177,11 @@ def _estimate(
 
 @dataclass(frozen=True)
 class Costs:
-    """Products with weights for one token, by layer and for the unembedding: what a forward pass costs."""
+    """Products with weights for one token, by layer and for the unembedding: what a forward pass costs.
+
+    Every weight counts once, so experts that a token does not visit count too, and attention over the text,
+    which has no weights, does not.
+    """
 
     layers: Float[Tensor, " layer"]
     unembedding: float

@@ -2,6 +2,7 @@ import errno
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM
 
 import lahis_tl as lt
 from lahis_tl.artifacts import write_atomically
@@ -52,6 +54,27 @@ def test_the_card_is_a_birth_certificate(grads, tmp_path):
     assert card["settings"] == {"max_tokens": 512, "batch_tokens": 1024}
     assert {"transformer-lens", "torch"} <= set(card["model"]["versions"])
     assert lt.load(tmp_path / "s").card["model"] == card["model"]
+
+
+def test_checkpoints_that_differ_in_their_queries_alone_are_told_apart(
+    checkpoint, token_ids, tmp_path
+):
+    """Adapters often train queries and values only; what is kept of one model must not serve another."""
+    first = checkpoint("llama")
+    hf = AutoModelForCausalLM.from_pretrained(first)
+    with torch.no_grad():
+        hf.model.layers[1].self_attn.q_proj.weight.mul_(1.5)
+    second = tmp_path / "other"
+    shutil.copytree(first, second)
+    hf.save_pretrained(second)
+    ours, theirs = (lt.load_model(str(folder)) for folder in (first, second))
+    grads = lt.head_gradients(ours, token_ids, checkpoint=tmp_path / "run", progress=False)
+    with pytest.raises(lt.ArtifactError, match="checkpoint_sha256"):
+        lt.load(grads.save(tmp_path / "grads"), model=theirs)
+    with pytest.raises(lt.ArtifactError, match=r"model\.checkpoint_sha256 was"):
+        lt.head_gradients(theirs, token_ids, checkpoint=tmp_path / "run", progress=False)
+    again = lt.load_model(str(first), dtype="bfloat16")
+    assert lt.card_of(again)["checkpoint_sha256"] == grads.card["model"]["checkpoint_sha256"]
 
 
 def test_a_result_of_another_model_is_refused(grads, tiny, tmp_path):

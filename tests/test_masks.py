@@ -85,6 +85,16 @@ def test_mean_ablation_puts_the_mean_in_the_heads_place(model, token_ids):
     )
 
 
+@pytest.mark.parametrize("backend", ["hooked", "bridge"])
+@pytest.mark.parametrize("name", ["mistral", "gemma2"])
+def test_padding_does_not_reach_the_means_of_models_with_windows(tiny, token_ids, name, backend):
+    """Rows of padding have nothing to attend to within a window; they must not give NaN to other rows."""
+    windowed = tiny(name, backend)
+    padded = lt.mean_head_outputs(windowed, token_ids, progress=False)
+    alone = lt.mean_head_outputs(windowed, token_ids, batch_tokens=2, progress=False)
+    torch.testing.assert_close(padded, alone, rtol=1e-5, atol=1e-6)
+
+
 def test_gradient_of_a_mean_ablation_mask_is_towards_the_mean(model, token_ids):
     means = lt.mean_head_outputs(model, token_ids, progress=False)
     attended = torch.ones_like(IDS)

@@ -30,6 +30,14 @@ def test_parts_join_to_the_whole():
     assert torch.equal(again.n_tokens["en"], grads.n_tokens["en"])
 
 
+def test_languages_stand_side_by_side():
+    whole = gradients_of({"en": noise(6, 2, 3), "fr": noise(4, 2, 3, seed=1)})
+    again = lt.HeadGradients.side_by_side([whole.select(["en"]), whole.select(["fr"])])
+    assert again.n_texts == whole.n_texts
+    assert torch.equal(again["fr"], whole["fr"])
+    assert torch.equal(again.losses["en"], whole.losses["en"])
+
+
 def test_parts_that_do_not_fit_are_refused():
     values = {"en": noise(3, 2, 3)}
     with pytest.raises(ValueError, match="'en': 3 gradients and 2 losses do not match"):

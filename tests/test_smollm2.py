@@ -7,7 +7,7 @@ import torch
 from typer.testing import CliRunner
 
 import lahis_tl as lt
-from analyses import benchmark
+from analyses import benchmark, benchmark_effects
 from lahis_tl import cli
 from lahis_tl.statistics import rank_correlation
 
@@ -81,3 +81,16 @@ def test_the_benchmark_measures_all_three_ways():
     assert {"authors", "floor"} < set(result.table["way"])
     assert (result.table[["ms_per_text", "over_floor"]] > 0).all(axis=None)
     assert "times the floor" in result.verdict
+
+
+def test_the_benchmark_of_exact_effects_and_the_profile():
+    result = benchmark_effects.run(lengths=(16,), tokens=32, every=15, repeats=1, progress=False)
+    table = result.dataframe.set_index("way")
+    assert table.loc["ours", "over_ours"] == 1
+    assert (table["ms_per_head_and_text"] > 0).all()
+    assert (
+        0.55 < table.loc["ours", "floor_share"] < 0.65
+    )  # half the layers and the whole unembedding
+    profile = benchmark.profile(16, 2)
+    assert profile["beyond_ms"].is_monotonic_decreasing
+    assert len(profile) > 5
