@@ -173,6 +173,8 @@ def test_ablate_tests_sets_of_a_file_and_labels(scored, checkpoint, unseen):
     whole = run("ablate", checkpoint("llama"), f"{file}.safetensors", *options, "-o", out)
     assert whole.exit_code == 0, whole.output
     assert "Own language minus the others" in whole.output
+    assert "random sets" in whole.output
+    assert "…" not in whole.output, "nothing may be cut off"
     assert (out / "ablation.csv").read_text().startswith("heads_of,text_in,change")
     assert (out / "ablation.html").is_file()
     assert '"sha256"' in (out / "ablation.json").read_text()

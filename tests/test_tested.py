@@ -118,7 +118,7 @@ def test_the_rate_holds_where_true_and_false_heads_are_mixed():
             v[:, 5:] *= 1 + 0.4 * noise(5, 10, seed=seed).clamp(-1, 1)  # differ, but in both alike
         values[1][:, 0] *= 12
         grads = gradients_of({"en": values[0], "fr": values[1]})
-        heads = lt.language_heads(grads, "tested", fdr=0.1, permutations=8000)
+        heads = lt.language_heads(grads, "tested", fdr=0.1, ratio=1.0, permutations=8000)
         found = [(code, head) for code, members in heads.specific.items() for head in members]
         false = [1 for code, head in found if code == "en" or head.layer != 0]
         assert len(found) - len(false) >= 5, "a rule that finds nothing is never wrong"

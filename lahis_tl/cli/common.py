@@ -144,14 +144,18 @@ def print_heads(heads: "LanguageHeads") -> None:
     Console().print(table)
 
 
-def print_table(table: "pd.DataFrame") -> None:
-    """Numbers to three digits, one row a line."""
+def print_effects(table: "pd.DataFrame") -> None:
+    """A table with the columns of ``beside_controls``: changes and controls with their ranges, and p."""
     from rich.console import Console
     from rich.table import Table
 
-    shown = Table()
-    for name in table.columns:
-        shown.add_column(str(name), justify="right" if table[name].dtype.kind in "fi" else "left")
-    for row in table.itertuples(index=False):
-        shown.add_row(*(f"{v:.3g}" if isinstance(v, float) else str(v) for v in row))
+    shown = Table(caption="change of the loss in nats per token, 95 % intervals and ranges")
+    names = list(table.columns[: table.columns.get_loc("change")])
+    for name in (*names, "change", "random sets", "p"):
+        shown.add_column(name, justify="left" if name in names else "right")
+    for row in table.to_dict("records"):
+        cells = [f"{row['change']:.2f} [{row['lower']:.2f}, {row['upper']:.2f}]"]
+        low, high = row["control_lower"], row["control_upper"]
+        cells += [f"{row['control_mean']:.2f} [{low:.2f}, {high:.2f}]", f"{row['p']:.3f}"]
+        shown.add_row(*(str(row[name]) for name in names), *cells)
     Console().print(shown)

@@ -16,7 +16,7 @@ from lahis_tl.cli.common import (
     app,
     match_names,
     one_of,
-    print_table,
+    print_effects,
     split_codes,
 )
 
@@ -107,7 +107,7 @@ def ablate(
         scored = None if file is None else file.card
         effect = ablation_effect(loaded, texts, members, scored=scored, **options)
         table, figure, card = effect.to_dataframe(), plots.set_effect(effect), effect.card
-    print_table(table)
+    print_effects(table)
     write_atomically(out / "ablation.csv", table.to_csv(index=False).encode())
     settings = {name: value for name, value in options.items() if name != "progress"}
     about = json.dumps({**card, "heads": heads, "of": of, "options": settings}, indent=2)
