@@ -13,7 +13,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 import lahis_tl as lt
-from analyses.result import Result, choose_heads, model_of, run_from_command_line
+from analyses.result import Result, choose_and_set_aside, model_of, run_from_command_line
 from lahis_tl.access import LensModel
 from lahis_tl.statistics import mean_interval
 
@@ -40,12 +40,11 @@ def run(
         method, rule, rule_options: how heads are scored and chosen.
         draws: random sets, matched in layers to each language's heads.
     """
-    scoring, rest = lt.load_corpus("bundled", languages).split(n, seed=seed)
-    testing = rest.sample(test_texts, seed=seed)
     model = model_of(model, dtype=dtype)
     options: dict[str, Any] = {"max_tokens": max_tokens, "progress": progress}
-    grads = lt.head_gradients(model, scoring, **options)
-    heads = choose_heads(grads, method, rule, **rule_options)
+    grads, heads, testing = choose_and_set_aside(
+        model, languages, n, test_texts, method, rule, seed, rule_options, **options
+    )
     plain = lt.perplexity(model, testing, **options)
     sets = {
         f"{code} heads": heads.specific[code] for code in languages if len(heads.specific[code])

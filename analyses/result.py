@@ -3,7 +3,7 @@
 import argparse
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -78,13 +78,31 @@ def model_of(model: LensModel | str, **options: Any) -> LensModel:
     return lt.load_model(model, **options) if isinstance(model, str) else model
 
 
-def choose_heads(
-    grads: lt.HeadGradients, method: str, rule: str, **options: Any
-) -> lt.LanguageHeads:
-    """Heads by a score and a rule; for the tested rule ``method`` is what it tests."""
-    if rule == "tested":
-        return lt.language_heads(grads, rule, method=method, **options)
-    return lt.language_heads(lt.score(grads, method), rule, **options)
+def choose_and_set_aside(
+    model: LensModel,
+    languages: Sequence[str],
+    n: int,
+    test_texts: int,
+    method: str,
+    rule: str,
+    seed: int,
+    rule_options: Mapping[str, Any],
+    **options: Any,
+) -> tuple[lt.HeadGradients, lt.LanguageHeads, lt.Corpus]:
+    """Gradients on ``n`` bundled texts a language, heads by a score and a rule, and other texts to test on.
+
+    Args:
+        method: the score; for the tested rule, what it tests.
+        options: of ``head_gradients``.
+    """
+    scoring, rest = lt.load_corpus("bundled", languages).split(n, seed=seed)
+    grads = lt.head_gradients(model, scoring, **options)
+    heads = (
+        lt.language_heads(grads, rule, method=method, **rule_options)
+        if rule == "tested"
+        else lt.language_heads(lt.score(grads, method), rule, **rule_options)
+    )
+    return grads, heads, rest.sample(test_texts, seed=seed)
 
 
 def run_from_command_line(

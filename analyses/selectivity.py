@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 import lahis_tl as lt
-from analyses.result import Result, choose_heads, model_of, run_from_command_line
+from analyses.result import Result, choose_and_set_aside, model_of, run_from_command_line
 from lahis_tl.access import LensModel
 
 
@@ -44,13 +44,12 @@ def run(
             heads, layers allow few, and only ``"network"`` allows small p-values.
         sweeps: also k and factor sweeps, with fewer random sets.
     """
-    scoring, rest = lt.load_corpus("bundled", languages).split(n, seed=seed)
-    testing = rest.sample(test_texts, seed=seed)
     model = model_of(model, dtype=dtype)
-    grads = lt.head_gradients(model, scoring, max_tokens=max_tokens, progress=progress)
-    heads = choose_heads(grads, method, rule, **rule_options)
-    options: dict[str, Any] = {"max_tokens": max_tokens, "seed": seed, "progress": progress}
-    options["match"] = match
+    options: dict[str, Any] = {"max_tokens": max_tokens, "progress": progress}
+    grads, heads, testing = choose_and_set_aside(
+        model, languages, n, test_texts, method, rule, seed, rule_options, **options
+    )
+    options |= {"seed": seed, "match": match}
     result = lt.selectivity(model, heads, testing, draws=draws, **options)
     tables = {
         "matrix": result.to_dataframe(),
