@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from lahis_tl.effects import HeadEffects, exact_effects
     from lahis_tl.errors import ArtifactError, CorpusError, LahisError, ModelError
     from lahis_tl.evaluation import TextLosses, perplexity
+    from lahis_tl.generation import Generations, Steered, generate, steer
     from lahis_tl.gradients import HeadGradients, head_gradients
     from lahis_tl.heads import Head, HeadGrid, HeadSet
     from lahis_tl.losses import text_nll, token_nll
@@ -68,6 +69,7 @@ _HOME = {
     "switched": ["label_tokens", "switched_gradients", "switched_perplexity"],
     "tested": ["SpecificityTest", "specificity_test"],
     "verified": ["VerifiedScores", "verified_scores"],
+    "generation": ["Generations", "Steered", "generate", "steer"],
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
@@ -76,6 +78,7 @@ __all__ = [
     "ArtifactError",
     "Corpus",
     "CorpusError",
+    "Generations",
     "Head",
     "HeadEffects",
     "HeadGradients",
@@ -91,6 +94,7 @@ __all__ = [
     "ScoreCertainty",
     "Selectivity",
     "SpecificityTest",
+    "Steered",
     "Sweep",
     "TextLosses",
     "UntilSure",
@@ -98,6 +102,7 @@ __all__ = [
     "ablation_effect",
     "card_of",
     "exact_effects",
+    "generate",
     "grid_of",
     "head_gradients",
     "head_overlap",
@@ -120,6 +125,7 @@ __all__ = [
     "score_until",
     "selectivity",
     "specificity_test",
+    "steer",
     "sweep_factors",
     "sweep_heads",
     "switched_gradients",

@@ -327,3 +327,11 @@ def _convert_cohere(hf: Any, cfg: Any) -> dict[str, Tensor]:
 _OWN_WEIGHTS: dict[str, Callable[[Any, Any], dict[str, Tensor]]] = {
     "CohereForCausalLM": _convert_cohere
 }
+
+
+def empty_cache(model: nn.Module, batch: int) -> Any:
+    """Keys and values for a HookedTransformer to fill while it decodes ``batch`` texts."""
+    from transformer_lens import TransformerLensKeyValueCache
+
+    config: Any = model.cfg
+    return TransformerLensKeyValueCache.init_cache(config, config.device, batch)
