@@ -31,7 +31,7 @@ class ModelRecord:
 
 
 _records: "WeakKeyDictionary[nn.Module, ModelRecord]" = WeakKeyDictionary()
-_points: "WeakKeyDictionary[nn.Module, list[nn.Module]]" = WeakKeyDictionary()
+_points: "WeakKeyDictionary[nn.Module, dict[str, list[nn.Module]]]" = WeakKeyDictionary()
 _has_plain_unembedding: "WeakKeyDictionary[nn.Module, bool]" = WeakKeyDictionary()
 
 
@@ -65,25 +65,34 @@ def grid_of(model: LensModel) -> HeadGrid:
 def head_points(model: LensModel) -> list[nn.Module]:
     """The HookPoint of every layer's head outputs z [batch, pos, head, d_head].
 
+    Raises:
+        ModelError: some layer has no ``hook_z``.
+    """
+    return layer_points(model, "attn.hook_z")
+
+
+def layer_points(model: LensModel, name: str) -> list[nn.Module]:
+    """The HookPoint of that name in every layer.
+
     Resolved once for each model: the lookup is slow on some versions, and ``run_with_hooks``
     of the 3.9 bridge ignores a name that it does not know.
 
     Raises:
-        ModelError: some layer has no ``hook_z``.
+        ModelError: some layer has none.
     """
-    if model not in _points:
-        grid = grid_of(model)
+    points = _points.setdefault(model, {})
+    if name not in points:
         table = model.hook_dict
-        names = [f"blocks.{layer}.attn.hook_z" for layer in range(grid.n_layers)]
-        missing = [name for name in names if name not in table]
+        names = [f"blocks.{layer}.{name}" for layer in range(grid_of(model).n_layers)]
+        missing = [each for each in names if each not in table]
         if missing:
             raise ModelError(
                 f"{model_name(model)} gives no per-head output: {len(missing)} of {len(names)} layers "
                 f"lack a hook such as {missing[0]!r}. Models without softmax attention heads in every "
                 "layer (state-space, hybrid) cannot be masked head by head."
             )
-        _points[model] = [table[name] for name in names]
-    return _points[model]
+        points[name] = [table[each] for each in names]
+    return points[name]
 
 
 def model_name(model: LensModel) -> str:

@@ -26,6 +26,7 @@ _FORMAT = 1
 _KEY, _SEAL = "lahis_tl", "sha256"
 # Where the class of each kind is registered; imported when a file of that kind is read.
 _HOMES = {
+    "attention_mass": "lahis_tl.attention",
     "head_gradients": "lahis_tl.gradients",
     "head_effects": "lahis_tl.effects",
     "head_scores": "lahis_tl.scores",

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from lahis_tl.access import LensModel, context_length, device_of, grid_of, tokenizer_of
+from lahis_tl.access import LensModel, context_length, grid_of, tokenizer_of
 from lahis_tl.artifacts import Card
 from lahis_tl.cards import card_of
 from lahis_tl.decoding import Decoder
@@ -147,7 +147,7 @@ def generate(
     _check_settings(max_new_tokens, temperature, top_p, stop)
     tokenizer = tokenizer_of(model)
     encoded = prompt_ids(model, prompts, max_new_tokens)
-    factors, fill = _factors(model, mask, len(prompts))
+    mask_rows(model, mask, len(prompts), [])  # fails before anything is computed
     seen: Counter[str] = Counter()
     generators = []
     for prompt in prompts:
@@ -161,8 +161,8 @@ def generate(
     ]
     with tqdm(total=len(prompts), unit="prompt", disable=not progress) as bar:
         for group in decoding_groups(encoded, max_new_tokens, batch_tokens):
-            chosen = None if factors is None else factors[group]
-            with nullcontext() if chosen is None else masked(model, HeadMask(chosen, fill)):
+            chosen = mask_rows(model, mask, len(prompts), group)
+            with nullcontext() if chosen is None else masked(model, chosen):
                 decoder = Decoder(model, [encoded[i] for i in group], use_cache)
                 logits = decoder.start()
                 for step in range(max_new_tokens):
@@ -327,17 +327,21 @@ def _check_settings(
         raise ValueError("stop is an empty string, which every text holds; leave it out")
 
 
-def _factors(
-    model: LensModel, mask: Masks, n_prompts: int
-) -> tuple[Float[Tensor, "text layer head"] | None, Tensor | None]:
-    """Factors of every prompt, and what replaces heads that are taken away."""
+def mask_rows(
+    model: LensModel, mask: Masks, n_prompts: int, rows: Sequence[int]
+) -> HeadMask | None:
+    """The mask of some of the prompts, [text, layer, head], in their order; None where nothing is masked.
+
+    Raises:
+        ValueError: as many masks as prompts are needed and others were given.
+    """
     if mask is None:
-        return None, None
+        return None
+    fill = None
     if isinstance(mask, HeadMask):
-        factors = mask.factors
+        factors, fill = mask.factors, mask.fill
         if factors.ndim == 2:
             factors = factors.expand(n_prompts, *factors.shape)
-        fill = mask.fill
     else:
         ones = torch.ones(grid_of(model).shape)
         masks = list(mask)
@@ -346,12 +350,11 @@ def _factors(
                 "masks of single prompts have shape [layer, head] and no fill; give one HeadMask for a fill"
             )
         factors = torch.stack([ones if m is None else m.factors for m in masks])
-        fill = None
     if len(factors) != n_prompts:
         raise ValueError(
             f"{len(factors)} masks for {n_prompts} prompts: one for all or one for each"
         )
-    return factors.to(device_of(model)), fill
+    return HeadMask(factors[list(rows)], fill)
 
 
 class _Writer:

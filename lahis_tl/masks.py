@@ -6,7 +6,7 @@ ablate, factors above one enhance; gradients with respect to it score heads.
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from lahis_tl.access import LensModel, grid_of, head_points, unembedding_of
 from lahis_tl.heads import Head, HeadGrid, HeadLike, HeadSet
@@ -166,13 +166,21 @@ def _apply(
 
 @contextmanager
 def hooked_heads(
-    model: LensModel, transforms: dict[int, Callable[[Tensor], Tensor | None]]
+    model: LensModel, transforms: Mapping[int, Callable[[Tensor], Tensor | None]]
 ) -> Iterator[None]:
     """Let ``transforms[layer]`` see, and replace if it returns one, the head outputs z of a layer.
 
     The hooks come off when the block ends, also by an exception; other hooks stay.
     """
-    points = head_points(model)
+    with hooked_points(head_points(model), transforms):
+        yield
+
+
+@contextmanager
+def hooked_points(
+    points: Sequence[nn.Module], transforms: Mapping[int, Callable[[Tensor], Tensor | None]]
+) -> Iterator[None]:
+    """As ``hooked_heads``, at any row of HookPoints."""
     added = []
     try:
         for layer, transform in transforms.items():

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, NamedTuple
 import pandas as pd
 import torch
 from jaxtyping import Bool, Float
-from scipy.stats import spearmanr
+from scipy.stats import binomtest, spearmanr
 from torch import Tensor
 
 from lahis_tl.artifacts import Artifact, Card
@@ -79,6 +79,17 @@ def empirical_p(observed: float, draws: Float[Tensor, " draw"]) -> float:
     0.25
     """
     return (1 + int((draws >= observed).sum())) / (1 + len(draws))
+
+
+def wilson_interval(successes: int, n: int, level: float = 0.95) -> Interval:
+    """A share with its Wilson score interval, sound at 0 and 1 and for small numbers.
+
+    >>> str(wilson_interval(9, 10))
+    '0.9 [0.596, 0.982]'
+    """
+    check_level(level)
+    found = binomtest(successes, n).proportion_ci(level, method="wilson")
+    return Interval(successes / n, float(found.low), float(found.high))
 
 
 def rank_correlation(a: Float[Tensor, "..."], b: Float[Tensor, "..."]) -> float:

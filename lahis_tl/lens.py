@@ -1,0 +1,83 @@
+"""The logit lens: what the model would say if it stopped after each layer."""
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from lahis_tl.access import LensModel, device_of, layer_points, model_name, run_layers, unembedding_of
+from lahis_tl.errors import ModelError
+from lahis_tl.generation import Masks, decoding_groups, mask_rows, prompt_ids
+from lahis_tl.masks import hooked_points, masked
+
+
+@torch.no_grad()
+def logit_lens(
+    model: LensModel,
+    prompts: Sequence[str],
+    targets: Sequence[Sequence[int]],
+    mask: Masks = None,
+    *,
+    batch_tokens: int = 4096,
+) -> Float[Tensor, "text layer target"]:
+    """Log-probability of target tokens at each prompt's end, read from the residual stream after each layer.
+
+    >>> logit_lens(model, ["The sky is"], [[4, 7]])[0, -1]          # doctest: +SKIP
+
+    The residual stream goes through the model's final norm, its statistics taken anew, and the
+    unembedding; the last layer's row is the model's own prediction. (nostalgebraist 2020, "interpreting GPT: the
+    logit lens".)
+
+    Args:
+        targets: for each prompt, token ids; as many for all.
+        mask: as in ``generate``.
+
+    Returns:
+        nats, float32; at most 0.
+
+    Raises:
+        ValueError: as many targets as prompts are needed and others were given.
+        ModelError: the model's output is no linear map of its final norm.
+    """
+    if len(targets) != len(prompts) or len({len(t) for t in targets}) != 1:
+        raise ValueError(
+            f"{len(prompts)} prompts need as many rows of targets, all of one length; there are "
+            f"{len(targets)} rows of lengths {sorted({len(t) for t in targets})}"
+        )
+    unembed = unembedding_of(model)
+    if unembed is None:
+        raise ModelError(f"{model_name(model)}: its output is no plain unembedding, so no lens can be had")
+    encoded = prompt_ids(model, prompts, 0)
+    points = layer_points(model, "hook_resid_post")
+    found = torch.empty(len(prompts), len(points), len(targets[0]))
+    for group in decoding_groups(encoded, 0, batch_tokens):
+        ids = pad_sequence([torch.tensor(encoded[i]) for i in group], batch_first=True)
+        last = torch.tensor([len(encoded[i]) - 1 for i in group])
+        streams = _last_residuals(model, points, ids, last, mask_rows(model, mask, len(prompts), group))
+        wanted: Int[Tensor, "text target"] = torch.tensor([list(targets[i]) for i in group])
+        for layer, stream in enumerate(streams):
+            logits = unembed(model.ln_final(stream.to(unembed.weight.device)[:, None])[:, 0])
+            nats = logits.log_softmax(-1).gather(1, wanted.to(logits.device))
+            found[group, layer] = nats.float().cpu()
+    return found
+
+
+def _last_residuals(model: LensModel, points, ids: Tensor, last: Tensor, mask) -> list[Tensor]:
+    streams: dict[int, Tensor] = {}
+
+    def note(layer: int):
+        def keep(residual: Float[Tensor, "batch pos d_model"]) -> None:
+            rows = torch.arange(len(residual), device=residual.device)
+            streams[layer] = residual[rows, last.to(residual.device)]
+
+        return keep
+
+    with (
+        nullcontext() if mask is None else masked(model, mask),
+        hooked_points(points, {layer: note(layer) for layer in range(len(points))}),
+    ):
+        run_layers(model, ids.to(device_of(model)))
+    return [streams[layer] for layer in range(len(points))]
