@@ -13,6 +13,7 @@ import plotly.graph_objects as go
 
 import lahis_tl as lt
 from lahis_tl.access import LensModel
+from lahis_tl.records import save_records
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +28,8 @@ class Result:
         figures: by name.
         verdict: one paragraph, written from the figures, whichever way they came out.
         card: model, texts and settings behind it.
+        records: by name, the rows that tables and figures were made from (generated texts among them), so that
+            both can be made again without the model.
     """
 
     name: str
@@ -34,6 +37,7 @@ class Result:
     figures: Mapping[str, go.Figure]
     verdict: str
     card: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    records: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict, repr=False)
 
     @property
     def dataframe(self) -> pd.DataFrame:
@@ -48,7 +52,8 @@ class Result:
         return "\n\n".join([*parts, self.verdict])
 
     def save(self, folder: str | Path) -> Path:
-        """Write tables as CSV, one page with all figures, each as PNG where kaleido is there, the verdict.
+        """Write tables as CSV, records as JSON lines, one page with all figures, each as PNG where kaleido is
+        there, the verdict.
 
         Returns:
             the page.
@@ -60,6 +65,8 @@ class Result:
         about = json.dumps(self.card, indent=2, default=str)
         (folder / "card.json").write_text(about, encoding="utf-8")
         (folder / "verdict.txt").write_text(self.verdict + "\n", encoding="utf-8")
+        for name, rows in self.records.items():
+            save_records(folder / name, rows, self.card)
         for name, figure in self.figures.items():
             try:
                 lt.plots.write(figure, folder / f"{name}.png")
@@ -103,6 +110,11 @@ def choose_and_set_aside(
         else lt.language_heads(lt.score(grads, method), rule, **rule_options)
     )
     return grads, heads, rest.sample(test_texts, seed=seed)
+
+
+def means_by_draw(rows: pd.DataFrame, column: str) -> list[float]:
+    """Mean of a column under each random set of heads (``draw``)."""
+    return [float(group[column].mean()) for _, group in rows.groupby("draw")]
 
 
 def run_from_command_line(

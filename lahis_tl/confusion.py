@@ -135,7 +135,7 @@ def pass_rates(judged: pd.DataFrame, by: Sequence[str] = ("language",)) -> pd.Da
     """
     rows = []
     for key, group in judged.groupby(list(by), sort=False, dropna=False):
-        passed = group[group["line_pass"]]
+        passed = group.query("line_pass")
         words = passed["word_pass"].dropna()
         line = wilson_interval(int(group["line_pass"].sum()), len(group))
         word = None if words.empty else wilson_interval(int(words.sum()), len(words))

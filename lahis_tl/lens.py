@@ -8,7 +8,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from lahis_tl.access import LensModel, device_of, layer_points, model_name, run_layers, unembedding_of
+from lahis_tl.access import (
+    LensModel,
+    device_of,
+    layer_points,
+    model_name,
+    run_layers,
+    unembedding_of,
+)
 from lahis_tl.errors import ModelError
 from lahis_tl.generation import Masks, decoding_groups, mask_rows, prompt_ids
 from lahis_tl.masks import hooked_points, masked
@@ -49,14 +56,18 @@ def logit_lens(
         )
     unembed = unembedding_of(model)
     if unembed is None:
-        raise ModelError(f"{model_name(model)}: its output is no plain unembedding, so no lens can be had")
+        raise ModelError(
+            f"{model_name(model)}: its output is no plain unembedding, so no lens can be had"
+        )
     encoded = prompt_ids(model, prompts, 0)
     points = layer_points(model, "hook_resid_post")
     found = torch.empty(len(prompts), len(points), len(targets[0]))
     for group in decoding_groups(encoded, 0, batch_tokens):
         ids = pad_sequence([torch.tensor(encoded[i]) for i in group], batch_first=True)
         last = torch.tensor([len(encoded[i]) - 1 for i in group])
-        streams = _last_residuals(model, points, ids, last, mask_rows(model, mask, len(prompts), group))
+        streams = _last_residuals(
+            model, points, ids, last, mask_rows(model, mask, len(prompts), group)
+        )
         wanted: Int[Tensor, "text target"] = torch.tensor([list(targets[i]) for i in group])
         for layer, stream in enumerate(streams):
             logits = unembed(model.ln_final(stream.to(unembed.weight.device)[:, None])[:, 0])

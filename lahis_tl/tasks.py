@@ -58,7 +58,9 @@ def continuation_tasks(corpus: Corpus) -> list[Task]:
 
 
 def _halves(text: str) -> tuple[str, str]:
-    ends = [match.start() for match in _SENTENCE_END.finditer(text) if 0 < match.start() < len(text)]
+    ends = [
+        match.start() for match in _SENTENCE_END.finditer(text) if 0 < match.start() < len(text)
+    ]
     middle = len(text) // 2
     cut = min(ends, key=lambda end: abs(end - middle), default=middle)
     return text[:cut].rstrip(), text[cut:].strip()
@@ -113,7 +115,9 @@ def _xlsum(language: str, n: int, seed: int, words: int) -> list[tuple[str, str,
     import langcodes
     from datasets import load_dataset
 
-    name = {"zh": "chinese_simplified"}.get(language) or langcodes.Language.get(language).display_name().lower()
+    name = {"zh": "chinese_simplified"}.get(language) or langcodes.Language.get(
+        language
+    ).display_name().lower()
     try:
         table: Any = load_dataset(XLSUM, name, split="test")
     except Exception as error:  # the hub, its cache and the data set's own script fail in many ways
@@ -177,4 +181,6 @@ def _adds_bos(tokenizer: Any) -> bool:
 def _require(languages: Sequence[str], known: Mapping[str, Any], what: str) -> None:
     absent = [code for code in languages if code not in known]
     if absent:
-        raise ValueError(f"{what} is not bundled in {', '.join(absent)}; there are {', '.join(known)}")
+        raise ValueError(
+            f"{what} is not bundled in {', '.join(absent)}; there are {', '.join(known)}"
+        )

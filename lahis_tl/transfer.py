@@ -146,7 +146,9 @@ def _conflict(
         return languages[code]["relations"][relation]
 
     statements = [
-        in_language(code)["statement"].format(name=name, answer=in_language(code)["answers"][answer])
+        in_language(code)["statement"].format(
+            name=name, answer=in_language(code)["answers"][answer]
+        )
         for code, answer in zip((first, second), answers, strict=True)
     ]
     asked = in_language(question)["question"].format(name=name)

@@ -1,11 +1,14 @@
 """Results as interactive plotly figures. Each function takes a result, returns a figure, shows nothing."""
 
+from lahis_tl.plots.attention import attention_change, attention_pattern
 from lahis_tl.plots.evidence import (
     agreement,
+    beside_draws,
     curves,
     intervals,
     selectivity_matrix,
     set_effect,
+    square,
     sweep,
 )
 from lahis_tl.plots.maps import difference, heads_per_layer, heatmap, language_counts, overlap
@@ -18,6 +21,9 @@ __all__ = [
     "SEQUENTIAL",
     "about_card",
     "agreement",
+    "attention_change",
+    "attention_pattern",
+    "beside_draws",
     "curves",
     "difference",
     "dress",
@@ -28,6 +34,7 @@ __all__ = [
     "overlap",
     "selectivity_matrix",
     "set_effect",
+    "square",
     "sweep",
     "write",
     "write_page",

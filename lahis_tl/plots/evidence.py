@@ -1,6 +1,9 @@
 """What supports a claim about heads: intervals, controls, agreement with exact effects."""
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
+import pandas as pd
 import plotly.express as px
 import plotly.graph_objects as go
 import torch
@@ -121,18 +124,80 @@ def selectivity_matrix(result: Selectivity) -> go.Figure:
     )
 
 
+def square(
+    table: pd.DataFrame,
+    names: tuple[str, str, str],
+    title: str,
+    about: str,
+    bar: str,
+    axes: tuple[str, str],
+) -> go.Figure:
+    """A matrix of signed values, centred on 0.
+
+    Args:
+        table: one row a cell.
+        names: columns of the row, the column and the value.
+        axes: titles of y and x.
+    """
+    row, column, value = names
+    rows = list(dict.fromkeys(table[row]))
+    columns = sorted(
+        dict.fromkeys(table[column]),
+        key=lambda name: rows.index(name) if name in rows else len(rows),
+    )
+    matrix = table.pivot(index=row, columns=column, values=value).reindex(rows)[columns]
+    figure = go.Figure(
+        go.Heatmap(
+            z=matrix.to_numpy(),
+            x=columns,
+            y=rows,
+            texttemplate="%{z:.2f}",
+            hoverongaps=False,
+            colorscale=DIVERGING,
+            zmid=0,
+            colorbar={"title": bar},
+            hovertemplate="%{y}, %{x}: %{z:.3f}<extra></extra>",
+        )
+    )
+    dress(figure, title, about)
+    figure.update_layout(width=max(480, 300 + 70 * len(columns)), height=220 + 44 * len(rows))
+    figure.update_xaxes(title_text=axes[1], type="category")
+    return figure.update_yaxes(title_text=axes[0], autorange="reversed", type="category")
+
+
 def set_effect(effect: AblationEffect) -> go.Figure:
     """The change under a set of heads beside every matched random set, by language."""
     table = effect.to_dataframe()
+    about = f"{len(effect.heads)} heads × {effect.factor:g}, {table['draws'].iloc[0]} random sets"
+    figure = beside_draws(
+        table.rename(columns={"language": "name", "change": "value"}),
+        {code: draws.tolist() for code, draws in effect.controls.items()},
+        "A set of heads beside matched random sets",
+        about_card(effect.card, about),
+        _NATS,
+    )
+    return figure.update_xaxes(title_text="language of the text")
+
+
+def beside_draws(
+    table: pd.DataFrame, draws: Mapping[str, Sequence[float]], title: str, about: str, unit: str
+) -> go.Figure:
+    """Values with intervals, each beside what random sets of heads gave.
+
+    Args:
+        table: columns name, value, lower, upper, p.
+        draws: name → value of each random set; names without any are left alone.
+        unit: of the y axis.
+    """
     figure = go.Figure()
-    for code, draws in effect.controls.items():
+    for i, (name, values) in enumerate(draws.items()):
         figure.add_trace(
             go.Box(
-                x=[code] * len(draws),
-                y=draws.numpy(),
+                x=[name] * len(values),
+                y=list(values),
                 name="random sets",
                 legendgroup="random",
-                showlegend=code == table["language"].iloc[0],
+                showlegend=i == 0,
                 boxpoints="all",
                 pointpos=0,
                 jitter=0.5,
@@ -144,8 +209,8 @@ def set_effect(effect: AblationEffect) -> go.Figure:
         )
     figure.add_trace(
         go.Scatter(
-            x=table["language"],
-            y=table["change"],
+            x=table["name"],
+            y=table["value"],
             mode="markers",
             name="these heads",
             marker={
@@ -155,18 +220,17 @@ def set_effect(effect: AblationEffect) -> go.Figure:
                 "line": {"color": "#222", "width": 1},
             },
             error_y={
-                "array": table["upper"] - table["change"],
-                "arrayminus": table["change"] - table["lower"],
+                "array": table["upper"] - table["value"],
+                "arrayminus": table["value"] - table["lower"],
             },
             customdata=table["p"],
             hovertemplate="%{x}: %{y:.3f}, p %{customdata:.3f}<extra></extra>",
         )
     )
-    about = f"{len(effect.heads)} heads × {effect.factor:g}, {table['draws'].iloc[0]} random sets"
-    dress(figure, "A set of heads beside matched random sets", about_card(effect.card, about))
+    dress(figure, title, about)
     figure.update_layout(width=max(520, 220 + 70 * len(table)), height=440)
-    figure.update_xaxes(title_text="language of the text", type="category")
-    return figure.update_yaxes(title_text=_NATS)
+    figure.update_xaxes(type="category", categoryorder="array", categoryarray=list(table["name"]))
+    return figure.update_yaxes(title_text=unit)
 
 
 def sweep(result: Sweep, about: str = "") -> go.Figure:

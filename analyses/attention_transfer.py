@@ -1,0 +1,383 @@
+"""Cross-lingual attention transfer: two languages contradict each other; do language heads decide whom the model
+believes? The paper's probe, for three relations, every ordered pair of languages, beside matched random heads.
+
+python -m analyses.attention_transfer             # six languages, 30 ordered pairs
+python -m analyses.attention_transfer --quick
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+import torch
+
+import lahis_tl as lt
+from analyses.result import (
+    Result,
+    choose_and_set_aside,
+    means_by_draw,
+    model_of,
+    run_from_command_line,
+)
+from lahis_tl.access import LensModel
+from lahis_tl.attention import Spans, attention_mass, head_pattern
+from lahis_tl.lens import logit_lens
+from lahis_tl.statistics import empirical_p, mean_interval
+from lahis_tl.transfer import Conflict, answer_tokens, conflicts, transfer_answers
+
+NONE, ENHANCED, WEAKENED, BOTH = "no mask", "first enhanced", "second weakened", "both"
+CONDITIONS = (ENHANCED, WEAKENED, BOTH)
+_CHANGE = "change towards the first answer (nats)"
+
+
+def run(
+    model: LensModel | str = "smollm2",
+    languages: Sequence[str] = ("en", "fr", "es", "de", "it", "pt"),
+    n: int = 40,
+    relations: Sequence[str] | None = None,
+    prompts: int = 3,
+    question: str = "en",
+    enhance: float = 3.0,
+    weaken: float = 0.0,
+    factors: Sequence[float] = (0.0, 0.5, 1.5, 2.0, 5.0),
+    method: str = "lahis",
+    rule: str = "contrastive",
+    draws: int = 20,
+    max_tokens: int = 64,
+    seed: int = 0,
+    dtype: str = "float32",
+    progress: bool = True,
+    **rule_options: Any,
+) -> Result:
+    """Whose answer is given, under no mask, the first language's heads enhanced, the second's weakened, both.
+
+    Args:
+        n, max_tokens: texts a language that heads are scored on, and where they are cut.
+        prompts: of every relation and ordered pair of languages.
+        question: language of the question; the paper's is English.
+        enhance, weaken: factors of the first and the second language's heads.
+        factors: of the sweep of the first language's heads.
+        draws: matched random sets for every language; set i of both languages goes together.
+        rule_options: of ``language_heads``.
+    """
+    model = model_of(model, dtype=dtype)
+    grads, heads, _ = choose_and_set_aside(
+        model,
+        languages,
+        n,
+        1,
+        method,
+        rule,
+        seed,
+        rule_options,
+        max_tokens=max_tokens,
+        progress=progress,
+    )
+    sets = {code: heads.specific[code] for code in languages}
+    empty = [code for code, members in sets.items() if not len(members)]
+    if empty:
+        raise ValueError(
+            f"rule {rule} finds no heads specific to {', '.join(empty)}; take a larger fraction, more texts or "
+            "other languages"
+        )
+    items = [
+        item
+        for first in languages
+        for second in languages
+        if first != second
+        for item in conflicts(first, second, relations, prompts, question=question, seed=seed)
+    ]
+    drawn = {c: lt.matched_random_heads(s, draws, seed=seed) for c, s in sets.items()}
+    n_draws = min(map(len, drawn.values()))
+    doses = {ENHANCED: (enhance, 1.0), WEAKENED: (1.0, weaken), BOTH: (enhance, weaken)}
+
+    def ask(masks: list[lt.HeadMask] | None, condition: str, draw: int = -1, factor: float = 1.0):
+        found = transfer_answers(
+            model,
+            items,
+            masks,
+            progress=progress,
+            description=f"{condition} {draw if draw >= 0 else ''}",
+        )
+        return [
+            {"condition": condition, "draw": draw, "factor": factor, "prompt": i, **row}
+            for i, row in enumerate(found.to_dataframe().to_dict("records"))
+        ]
+
+    records = ask(None, NONE)
+    for condition, dose in doses.items():
+        records += ask(masks_of(items, sets, *dose), condition)
+        for draw in range(n_draws):
+            random = {code: members[draw] for code, members in drawn.items()}
+            records += ask(masks_of(items, random, *dose), condition, draw)
+    for factor in factors:
+        records += ask(masks_of(items, sets, factor, 1.0), "sweep", factor=factor)
+
+    about = {"model": grads.card["model"], "heads": heads.card, "rule": heads.rule}
+    about |= {"options": dict(heads.options), "sets": {c: s.labels for c, s in sets.items()}}
+    about |= {"enhance": enhance, "weaken": weaken, "question": question, "seed": seed}
+    tables, figures, verdict = report(records, about)
+    looking, pictures = _attention(model, items, sets, doses, languages, about, progress)
+    lens_table, figures["lens"] = _lens(model, items, sets, doses, about)
+    return Result(
+        "attention_transfer",
+        {**tables, **looking, "lens": lens_table, "heads": heads.to_dataframe()},
+        {**figures, **pictures},
+        verdict,
+        about,
+        {"answers": records, "conflicts": [vars(item) for item in items]},
+    )
+
+
+def masks_of(
+    items: Sequence[Conflict], sets: Mapping[str, lt.HeadSet], first: float, second: float
+) -> list[lt.HeadMask]:
+    """A mask for each prompt: heads of its first language × ``first``, of its second × ``second``."""
+    return [
+        lt.HeadMask(
+            lt.HeadMask.scaling(sets[item.first], first).factors
+            * lt.HeadMask.scaling(sets[item.second], second).factors
+        )
+        for item in items
+    ]
+
+
+def report(
+    records: Sequence[Mapping[str, Any]], card: Mapping[str, Any]
+) -> tuple[dict[str, pd.DataFrame], dict[str, go.Figure], str]:
+    """Tables, figures and verdict from the saved answers alone.
+
+    Args:
+        records: of ``lahis_tl.records.load_records("out/attention_transfer/answers")``.
+    """
+    rows = pd.DataFrame(records)
+    plain = rows.query("condition == @NONE").set_index("prompt")
+    rows["change"] = rows["logit_difference"] - rows["prompt"].map(plain["logit_difference"])
+    overall = pd.DataFrame([_condition(rows, name) for name in (NONE, *CONDITIONS)])
+    pairs = pd.DataFrame(
+        [
+            {"first": key[0], "second": key[1], **_condition(group, BOTH)}  # type: ignore[index]
+            for key, group in rows.groupby(["first", "second"], sort=False)
+        ]
+    )
+    relations = pd.DataFrame(
+        [
+            {"relation": relation, **_condition(group, name)}
+            for relation, group in rows.groupby("relation", sort=False)
+            for name in (NONE, *CONDITIONS)
+        ]
+    )
+    sweep = pd.DataFrame(_sweep_rows(rows))
+    tables = {"conditions": overall, "pairs": pairs, "relations": relations, "sweep": sweep}
+    return tables, _figures(rows, tables, card), _verdict(overall, pairs, len(plain))
+
+
+def _condition(rows: pd.DataFrame, condition: str) -> dict[str, Any]:
+    """One condition: shares of answers, ranks, the change with its interval over prompts, p against random sets."""
+    of = rows.query("condition == @condition")
+    own, random = of.query("draw < 0"), of.query("draw >= 0")
+    change = mean_interval(torch.tensor(own["change"].to_numpy()))
+    found = {
+        "condition": condition,
+        "says_first": float((own["says"] == "first").mean()),
+        "says_second": float((own["says"] == "second").mean()),
+        "says_neither": float((own["says"] == "neither").mean()),
+        "logit_difference": float(own["logit_difference"].mean()),
+        "median_rank_first": float(own["rank_first"].median()),
+        "median_rank_second": float(own["rank_second"].median()),
+        "change": change.value,
+        "lower": change.lower,
+        "upper": change.upper,
+        "prompts": len(own),
+    }
+    if random.empty:
+        return found
+    changes = torch.tensor(means_by_draw(random, "change"))
+    firsts = torch.tensor(means_by_draw(random.assign(first=random["says"] == "first"), "first"))
+    return found | {
+        "random_change": float(changes.mean()),
+        "p_change": empirical_p(change.value, changes),
+        "random_says_first": float(firsts.mean()),
+        "p_says_first": empirical_p(found["says_first"], firsts),
+        "draws": len(changes),
+    }
+
+
+def _sweep_rows(rows: pd.DataFrame) -> list[dict[str, Any]]:
+    found = []
+    for factor, group in rows.query("condition in ['sweep', @NONE]").groupby("factor"):
+        change = mean_interval(torch.tensor(group["change"].to_numpy()))
+        found.append(
+            {"factor": factor, "change": change.value, "lower": change.lower, "upper": change.upper}
+            | {"says_first": float((group["says"] == "first").mean())}
+            | {"says_neither": float((group["says"] == "neither").mean())}
+        )
+    return found
+
+
+def _figures(
+    rows: pd.DataFrame, tables: Mapping[str, pd.DataFrame], card: Mapping[str, Any]
+) -> dict[str, go.Figure]:
+    overall, pairs, sweep = tables["conditions"], tables["pairs"], tables["sweep"]
+    n = int(overall["prompts"].iloc[0])
+    about = lt.plots.about_card(card, f"{n} prompts, {len(pairs)} ordered pairs of languages")
+    random = rows.query("draw >= 0")
+    draws = {
+        str(name): means_by_draw(group, "change")
+        for name, group in random.groupby("condition", sort=False)
+    }
+    shown = overall.query("condition != @NONE").rename(
+        columns={"condition": "name", "change": "value", "p_change": "p"}
+    )
+    effect = lt.plots.beside_draws(
+        shown, draws, "Whom the model believes, with language heads scaled", about, _CHANGE
+    )
+    effect.update_layout(width=760).update_xaxes(title_text="heads scaled")
+    shares = go.Figure()
+    for i, answer in enumerate(("first", "second", "neither")):
+        shares.add_bar(
+            x=overall["condition"],
+            y=overall[f"says_{answer}"],
+            name=answer,
+            marker_color=[*lt.plots.CATEGORICAL[:2], "#cccccc"][i],
+            hovertemplate=f"%{{x}}: {answer} %{{y:.0%}}<extra></extra>",
+        )
+    lt.plots.dress(shares, "Whose answer is given", about)
+    shares.update_layout(width=720, height=420, barmode="stack", legend_title="answer of language")
+    shares.update_yaxes(title_text="share of prompts", tickformat=".0%")
+    matrix = lt.plots.square(
+        pairs,
+        ("first", "second", "change"),
+        "Change towards the first answer, by languages",
+        f"{about}, both scaled",
+        "change<br>(nats)",
+        ("first language", "second language"),
+    )
+    dose = lt.plots.curves(
+        sweep["factor"].tolist(),
+        {"change": (sweep["change"].tolist(), sweep["lower"].tolist(), sweep["upper"].tolist())},
+        title="Heads of the first language scaled by a factor",
+        about=f"{about}, 95% intervals over prompts",
+        x_title="factor",
+        y_title=_CHANGE,
+    )
+    return {
+        "effect": effect,
+        "shares": shares,
+        "pairs": matrix,
+        "sweep": dose.update_layout(showlegend=False),
+    }
+
+
+def _attention(
+    model: LensModel,
+    items: Sequence[Conflict],
+    sets: Mapping[str, lt.HeadSet],
+    doses: Mapping[str, tuple[float, float]],
+    languages: Sequence[str],
+    card: Mapping[str, Any],
+    progress: bool,
+) -> tuple[dict[str, pd.DataFrame], dict[str, go.Figure]]:
+    """Attention of the last position on the two statements, before and after; one pattern to look at."""
+    texts = [item.prompt for item in items]
+    spans: list[Spans] = [{"first": item.spans[0], "second": item.spans[1]} for item in items]
+    before = attention_mass(model, texts, spans, progress=progress)
+    masks = masks_of(items, sets, *doses[BOTH])
+    after = attention_mass(model, texts, spans, masks, progress=progress)
+    table = before.to_dataframe().merge(
+        after.to_dataframe(), on=["layer", "head", "label"], suffixes=("", "_after")
+    )
+    figures = {
+        f"attention_{part}": lt.plots.attention_change(
+            before, after, part, "first × 3, second × 0" if doses[BOTH] == (3.0, 0.0) else BOTH
+        )
+        for part in ("first", "second")
+    }
+    looking = (before["first"] + before["second"]).mean(0)
+    head = before.grid.head(int(looking.argmax()))
+    tokens, pattern = head_pattern(model, texts[0], head)
+    figures["pattern"] = lt.plots.attention_pattern(
+        tokens,
+        pattern,
+        f"Attention pattern of {head.label}, the head that looks at the statements most",
+        lt.plots.about_card(card, f"{items[0].first} against {items[0].second}, no mask"),
+    )
+    return {"attention": table}, figures
+
+
+def _lens(
+    model: LensModel,
+    items: Sequence[Conflict],
+    sets: Mapping[str, lt.HeadSet],
+    doses: Mapping[str, tuple[float, float]],
+    card: Mapping[str, Any],
+) -> tuple[pd.DataFrame, go.Figure]:
+    """Log-probability of the first answer minus the second's after each layer, under each mask."""
+    texts, targets = [item.prompt for item in items], [answer_tokens(model, item) for item in items]
+    rows: list[dict[str, Any]] = []
+    lines: dict[str, Any] = {}
+    plain = logit_lens(model, texts, targets)
+    plain_difference = plain[..., 0] - plain[..., 1]
+    for condition in (NONE, *doses):
+        nats = plain
+        if condition != NONE:
+            nats = logit_lens(model, texts, targets, masks_of(items, sets, *doses[condition]))
+        difference = nats[..., 0] - nats[..., 1]
+        change = difference - plain_difference
+        moved = [mean_interval(change[:, layer]) for layer in range(change.shape[1])]
+        rows += [
+            {
+                "condition": condition,
+                "layer": layer,
+                "first": float(nats[:, layer, 0].mean()),
+                "second": float(nats[:, layer, 1].mean()),
+                "difference": float(difference[:, layer].mean()),
+                "change": found.value,
+                "lower": found.lower,
+                "upper": found.upper,
+            }
+            for layer, found in enumerate(moved)
+        ]
+        if condition != NONE:
+            lines[condition] = tuple(map(list, zip(*moved, strict=True)))
+    figure = lt.plots.curves(
+        [float(layer) for layer in range(plain.shape[1])],
+        lines,
+        title="Logit lens: how each mask moves the two answers, layer by layer",
+        about=lt.plots.about_card(card, f"{len(items)} prompts, 95% intervals over prompts"),
+        x_title="after layer",
+        y_title="change of log-probability,<br>first minus second answer (nats)",
+        legend="heads scaled",
+    )
+    return pd.DataFrame(rows), figure
+
+
+def _verdict(overall: pd.DataFrame, pairs: pd.DataFrame, prompts: int) -> str:
+    plain, *masked = overall.to_dict("records")
+    parts = [
+        f"{row['condition']} {row['change']:+.2f} [{row['lower']:.2f}, {row['upper']:.2f}] (random sets "
+        f"{row['random_change']:+.2f}, p {row['p_change']:.2g}), first answer given in {row['says_first']:.0%} "
+        f"(random {row['random_says_first']:.0%}, p {row['p_says_first']:.2g})"
+        for row in masked
+    ]
+    return (
+        f"Without a mask the first language's answer is given in {plain['says_first']:.0%} of {prompts} prompts, "
+        f"the second's in {plain['says_second']:.0%}, neither in {plain['says_neither']:.0%}. Change of the logit "
+        f"difference towards the first answer, in nats: {'; '.join(parts)}. With both, "
+        f"{int((pairs['change'] > 0).sum())} of {len(pairs)} ordered pairs move towards the first language."
+    )
+
+
+if __name__ == "__main__":
+    run_from_command_line(
+        run,
+        __doc__,
+        {
+            "languages": ("en", "fr", "es"),
+            "n": 16,
+            "prompts": 2,
+            "draws": 8,
+            "factors": (0.0, 2.0, 5.0),
+        },
+    )
