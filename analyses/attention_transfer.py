@@ -6,6 +6,7 @@ python -m analyses.attention_transfer --quick
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -14,11 +15,13 @@ import torch
 
 import lahis_tl as lt
 from analyses.result import (
+    Parts,
     Result,
     choose_and_set_aside,
     means_by_draw,
     model_of,
     run_from_command_line,
+    under,
 )
 from lahis_tl.access import LensModel
 from lahis_tl.attention import Spans, attention_mass, head_pattern
@@ -47,6 +50,7 @@ def run(
     max_tokens: int = 64,
     seed: int = 0,
     dtype: str = "float32",
+    checkpoint: str | Path | None = "out/attention_transfer/parts",
     progress: bool = True,
     **rule_options: Any,
 ) -> Result:
@@ -59,6 +63,7 @@ def run(
         enhance, weaken: factors of the first and the second language's heads.
         factors: of the sweep of the first language's heads.
         draws: matched random sets for every language; set i of both languages goes together.
+        checkpoint: a folder from which an interrupted run goes on.
         rule_options: of ``language_heads``.
     """
     model = model_of(model, dtype=dtype)
@@ -92,31 +97,35 @@ def run(
     n_draws = min(map(len, drawn.values()))
     doses = {ENHANCED: (enhance, 1.0), WEAKENED: (1.0, weaken), BOTH: (enhance, weaken)}
 
-    def ask(masks: list[lt.HeadMask] | None, condition: str, draw: int = -1, factor: float = 1.0):
-        found = transfer_answers(
-            model,
-            items,
-            masks,
-            progress=progress,
-            description=f"{condition} {draw if draw >= 0 else ''}",
-        )
-        return [
-            {"condition": condition, "draw": draw, "factor": factor, "prompt": i, **row}
-            for i, row in enumerate(found.to_dataframe().to_dict("records"))
-        ]
-
-    records = ask(None, NONE)
-    for condition, dose in doses.items():
-        records += ask(masks_of(items, sets, *dose), condition)
-        for draw in range(n_draws):
-            random = {code: members[draw] for code, members in drawn.items()}
-            records += ask(masks_of(items, random, *dose), condition, draw)
-    for factor in factors:
-        records += ask(masks_of(items, sets, factor, 1.0), "sweep", factor=factor)
-
     about = {"model": grads.card["model"], "heads": heads.card, "rule": heads.rule}
     about |= {"options": dict(heads.options), "sets": {c: s.labels for c, s in sets.items()}}
     about |= {"enhance": enhance, "weaken": weaken, "question": question, "seed": seed}
+    parts = Parts(checkpoint, about | {"items": [item.prompt for item in items]})
+
+    def ask(
+        members: Mapping[str, lt.HeadSet] | None,
+        dose: tuple[float, float],
+        condition: str,
+        draw: int = -1,
+    ) -> list[dict[str, Any]]:
+        def make() -> list[dict[str, Any]]:
+            masks = None if members is None else masks_of(items, members, *dose)
+            found = transfer_answers(model, items, masks, progress=progress, description=name)
+            return [
+                {"condition": condition, "draw": draw, "factor": dose[0], "prompt": i, **row}
+                for i, row in enumerate(found.to_dataframe().to_dict("records"))
+            ]
+
+        name = f"{condition} {dose[0]:g} {dose[1]:g} {draw if draw >= 0 else 'own'}"
+        return parts.rows(name, make)
+
+    records = ask(None, (1.0, 1.0), NONE)
+    for condition, dose in doses.items():
+        records += ask(sets, dose, condition)
+        for draw in range(n_draws):
+            records += ask({c: each[draw] for c, each in drawn.items()}, dose, condition, draw)
+    for factor in factors:
+        records += ask(sets, (factor, 1.0), "sweep")
     tables, figures, verdict = report(records, about)
     looking, pictures = _attention(model, items, sets, doses, languages, about, progress)
     lens_table, figures["lens"] = _lens(model, items, sets, doses, about)
@@ -152,7 +161,7 @@ def report(
         records: of ``lahis_tl.records.load_records("out/attention_transfer/answers")``.
     """
     rows = pd.DataFrame(records)
-    plain = rows.query("condition == @NONE").set_index("prompt")
+    plain = under(rows, NONE).set_index("prompt")
     rows["change"] = rows["logit_difference"] - rows["prompt"].map(plain["logit_difference"])
     overall = pd.DataFrame([_condition(rows, name) for name in (NONE, *CONDITIONS)])
     pairs = pd.DataFrame(
@@ -175,7 +184,7 @@ def report(
 
 def _condition(rows: pd.DataFrame, condition: str) -> dict[str, Any]:
     """One condition: shares of answers, ranks, the change with its interval over prompts, p against random sets."""
-    of = rows.query("condition == @condition")
+    of = under(rows, condition)
     own, random = of.query("draw < 0"), of.query("draw >= 0")
     change = mean_interval(torch.tensor(own["change"].to_numpy()))
     found = {
@@ -206,7 +215,7 @@ def _condition(rows: pd.DataFrame, condition: str) -> dict[str, Any]:
 
 def _sweep_rows(rows: pd.DataFrame) -> list[dict[str, Any]]:
     found = []
-    for factor, group in rows.query("condition in ['sweep', @NONE]").groupby("factor"):
+    for factor, group in pd.concat([under(rows, NONE), under(rows, "sweep")]).groupby("factor"):
         change = mean_interval(torch.tensor(group["change"].to_numpy()))
         found.append(
             {"factor": factor, "change": change.value, "lower": change.lower, "upper": change.upper}
@@ -227,9 +236,7 @@ def _figures(
         str(name): means_by_draw(group, "change")
         for name, group in random.groupby("condition", sort=False)
     }
-    shown = overall.query("condition != @NONE").rename(
-        columns={"condition": "name", "change": "value", "p_change": "p"}
-    )
+    shown = overall.iloc[1:].rename(columns={"condition": "name", "p_change": "p"})
     effect = lt.plots.beside_draws(
         shown, draws, "Whom the model believes, with language heads scaled", about, _CHANGE
     )
@@ -378,6 +385,7 @@ if __name__ == "__main__":
             "n": 16,
             "prompts": 2,
             "draws": 8,
+            "checkpoint": None,
             "factors": (0.0, 2.0, 5.0),
         },
     )

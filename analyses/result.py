@@ -1,6 +1,7 @@
 """What an experiment gives back, and the command line that all experiments share."""
 
 import argparse
+import hashlib
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +14,7 @@ import plotly.graph_objects as go
 
 import lahis_tl as lt
 from lahis_tl.access import LensModel
-from lahis_tl.records import save_records
+from lahis_tl.records import load_records, save_records
 
 logger = logging.getLogger(__name__)
 
@@ -80,6 +81,31 @@ class Result:
         )
 
 
+class Parts:
+    """Rows that an experiment has finished, so that an interrupted run goes on where it stopped.
+
+    Args:
+        folder: where to keep them; None keeps nothing.
+        settings: what the rows depend on; other settings have other rows.
+    """
+
+    def __init__(self, folder: str | Path | None, settings: Mapping[str, Any]):
+        text = json.dumps(settings, sort_keys=True, default=str)
+        digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+        self.folder = None if folder is None else Path(folder) / digest
+
+    def rows(self, name: str, make: Callable[[], list[dict[str, Any]]]) -> list[dict[str, Any]]:
+        """The rows of that name: read if they are there, else made and kept."""
+        if self.folder is None:
+            return make()
+        path = self.folder / name.replace(" ", "_")
+        if path.with_suffix(".jsonl").exists():
+            return load_records(path)[0]
+        found = make()
+        save_records(path, found, {})
+        return found
+
+
 def model_of(model: LensModel | str, **options: Any) -> LensModel:
     """The model itself, or the one of that name."""
     return lt.load_model(model, **options) if isinstance(model, str) else model
@@ -110,6 +136,11 @@ def choose_and_set_aside(
         else lt.language_heads(lt.score(grads, method), rule, **rule_options)
     )
     return grads, heads, rest.sample(test_texts, seed=seed)
+
+
+def under(rows: pd.DataFrame, condition: str) -> pd.DataFrame:
+    """Rows of one condition."""
+    return pd.DataFrame(rows[rows["condition"] == condition])
 
 
 def means_by_draw(rows: pd.DataFrame, column: str) -> list[float]:

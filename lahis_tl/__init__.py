@@ -12,16 +12,21 @@ if TYPE_CHECKING:
     from lahis_tl.ablation import AblationEffect, Selectivity, ablation_effect, selectivity
     from lahis_tl.access import grid_of, tokenizer_of
     from lahis_tl.artifacts import load
+    from lahis_tl.attention import AttentionMass, attention_mass, head_pattern
     from lahis_tl.authors import lahis_code
     from lahis_tl.cards import card_of
+    from lahis_tl.confusion import judge_text, judge_texts, pass_rates
     from lahis_tl.controls import matched_random_heads, score_matched_heads
     from lahis_tl.corpora import Corpus, load_corpus
     from lahis_tl.effects import HeadEffects, exact_effects
     from lahis_tl.errors import ArtifactError, CorpusError, LahisError, ModelError
     from lahis_tl.evaluation import TextLosses, perplexity
+    from lahis_tl.gate import Competence, competence
     from lahis_tl.generation import Generations, Steered, generate, steer
     from lahis_tl.gradients import HeadGradients, head_gradients
     from lahis_tl.heads import Head, HeadGrid, HeadSet
+    from lahis_tl.identify import LanguageIdentifier, language_identifier
+    from lahis_tl.lens import logit_lens
     from lahis_tl.losses import text_nll, token_nll
     from lahis_tl.masks import HeadMask, masked
     from lahis_tl.means import mean_head_outputs
@@ -33,7 +38,9 @@ if TYPE_CHECKING:
     from lahis_tl.statistics import Interval, ScoreCertainty, score_certainty
     from lahis_tl.sweeps import Sweep, sweep_factors, sweep_heads
     from lahis_tl.switched import label_tokens, switched_gradients, switched_perplexity
+    from lahis_tl.tasks import Task, continuation_tasks, instruction_tasks, summary_tasks
     from lahis_tl.tested import SpecificityTest, specificity_test
+    from lahis_tl.transfer import Conflict, TransferAnswers, conflicts, transfer_answers
     from lahis_tl.verified import VerifiedScores, verified_scores
 
 __version__ = version("lahis-tl")
@@ -70,12 +77,22 @@ _HOME = {
     "tested": ["SpecificityTest", "specificity_test"],
     "verified": ["VerifiedScores", "verified_scores"],
     "generation": ["Generations", "Steered", "generate", "steer"],
+    "attention": ["AttentionMass", "attention_mass", "head_pattern"],
+    "lens": ["logit_lens"],
+    "transfer": ["Conflict", "TransferAnswers", "conflicts", "transfer_answers"],
+    "identify": ["LanguageIdentifier", "language_identifier"],
+    "confusion": ["judge_text", "judge_texts", "pass_rates"],
+    "gate": ["Competence", "competence"],
+    "tasks": ["Task", "continuation_tasks", "instruction_tasks", "summary_tasks"],
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
 __all__ = [
     "AblationEffect",
     "ArtifactError",
+    "AttentionMass",
+    "Competence",
+    "Conflict",
     "Corpus",
     "CorpusError",
     "Generations",
@@ -90,31 +107,45 @@ __all__ = [
     "Interval",
     "LahisError",
     "LanguageHeads",
+    "LanguageIdentifier",
     "ModelError",
     "ScoreCertainty",
     "Selectivity",
     "SpecificityTest",
     "Steered",
     "Sweep",
+    "Task",
     "TextLosses",
+    "TransferAnswers",
     "UntilSure",
     "VerifiedScores",
     "ablation_effect",
+    "attention_mass",
     "card_of",
+    "competence",
+    "conflicts",
+    "continuation_tasks",
     "exact_effects",
     "generate",
     "grid_of",
     "head_gradients",
     "head_overlap",
+    "head_pattern",
+    "instruction_tasks",
+    "judge_text",
+    "judge_texts",
     "label_tokens",
     "lahis_code",
     "language_heads",
+    "language_identifier",
     "load",
     "load_corpus",
     "load_model",
+    "logit_lens",
     "masked",
     "matched_random_heads",
     "mean_head_outputs",
+    "pass_rates",
     "perplexity",
     "plots",
     "register_score",
@@ -126,6 +157,7 @@ __all__ = [
     "selectivity",
     "specificity_test",
     "steer",
+    "summary_tasks",
     "sweep_factors",
     "sweep_heads",
     "switched_gradients",
@@ -133,6 +165,7 @@ __all__ = [
     "text_nll",
     "token_nll",
     "tokenizer_of",
+    "transfer_answers",
     "verified_scores",
 ]
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import pandas as pd
 import torch
@@ -10,12 +10,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lahis_tl.access import LensModel
-from lahis_tl.artifacts import Card
+from lahis_tl.artifacts import Artifact, Card, keyed, unkeyed
 from lahis_tl.batches import TokenIds
 from lahis_tl.controls import matched_random_heads
 from lahis_tl.corpora import Corpus, shared_texts
 from lahis_tl.evaluation import Evaluator
-from lahis_tl.heads import Head, HeadSet
+from lahis_tl.heads import Head, HeadGrid, HeadSet
 from lahis_tl.masks import HeadMask
 from lahis_tl.selection import LanguageHeads
 from lahis_tl.statistics import (
@@ -50,7 +50,7 @@ def beside_controls(
 
 
 @dataclass(frozen=True, eq=False)
-class AblationEffect:
+class AblationEffect(Artifact):
     """The change of the loss when a set of heads is scaled, beside matched random sets.
 
     Attributes:
@@ -60,6 +60,7 @@ class AblationEffect:
         control_sets: those sets.
     """
 
+    kind: ClassVar[str] = "ablation_effect"
     heads: HeadSet
     factor: float
     change: Mapping[str, Float[Tensor, "_text"]]
@@ -77,6 +78,27 @@ class AblationEffect:
         for code, change in self.change.items():
             rows.append({"language": code, **beside_controls(change, self.controls[code], level)})
         return pd.DataFrame(rows)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        sets = torch.tensor([members.flat_indices() for members in self.control_sets])
+        return {**keyed("change", self.change), **keyed("controls", self.controls), "sets": sets}
+
+    def _content(self) -> Card:
+        grid = list(self.heads.grid.shape)
+        return {"grid": grid, "heads": self.heads.flat_indices(), "factor": self.factor}
+
+    @classmethod
+    def _from_tensors(cls, tensors: dict[str, Tensor], card: Card) -> "AblationEffect":
+        content = card["content"]
+        grid = HeadGrid(*content["grid"])
+        return cls(
+            heads=HeadSet.from_flat(grid, content["heads"]),
+            factor=content["factor"],
+            change=unkeyed("change", tensors),
+            controls=unkeyed("controls", tensors),
+            control_sets=[HeadSet.from_flat(grid, row) for row in tensors["sets"].tolist()],
+            card=card,
+        )
 
 
 def ablation_effect(
@@ -148,7 +170,7 @@ def refuse_scored_texts(card: Mapping[str, Any] | None, corpus: Corpus | TokenId
 
 
 @dataclass(frozen=True, eq=False)
-class Selectivity:
+class Selectivity(Artifact):
     """Languages × languages: heads of the row off, text of the column.
 
     Attributes:
@@ -157,6 +179,7 @@ class Selectivity:
         controls: float32 [row, draw, column], mean change under matched random sets.
     """
 
+    kind: ClassVar[str] = "selectivity"
     rows: tuple[str, ...]
     columns: tuple[str, ...]
     change: Mapping[tuple[str, str], Float[Tensor, "_text"]]
@@ -213,6 +236,17 @@ class Selectivity:
                 found = beside_controls(self.change[r, c], self.controls[i, :, j], level)
                 table.append({"heads_of": r, "text_in": c, **found})
         return pd.DataFrame(table)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {**keyed("change", self.change), "controls": self.controls}
+
+    def _content(self) -> Card:
+        return {"rows": list(self.rows), "columns": list(self.columns)}
+
+    @classmethod
+    def _from_tensors(cls, tensors: dict[str, Tensor], card: Card) -> "Selectivity":
+        rows, columns = (tuple(card["content"][name]) for name in ("rows", "columns"))
+        return cls(rows, columns, unkeyed("change", tensors), tensors["controls"], card)
 
 
 def selectivity(

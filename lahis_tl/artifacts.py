@@ -26,7 +26,13 @@ _FORMAT = 1
 _KEY, _SEAL = "lahis_tl", "sha256"
 # Where the class of each kind is registered; imported when a file of that kind is read.
 _HOMES = {
+    "ablation_effect": "lahis_tl.ablation",
     "attention_mass": "lahis_tl.attention",
+    "head_overlap": "lahis_tl.overlaps",
+    "selectivity": "lahis_tl.ablation",
+    "sweep": "lahis_tl.sweeps",
+    "text_losses": "lahis_tl.evaluation",
+    "until_sure": "lahis_tl.sequential",
     "head_gradients": "lahis_tl.gradients",
     "head_effects": "lahis_tl.effects",
     "head_scores": "lahis_tl.scores",
@@ -116,6 +122,29 @@ def load(path: str | Path, model: LensModel | None = None) -> Any:
         return _kinds[kind]._from_tensors(tensors, card)
     except (KeyError, TypeError, ValueError) as error:
         raise ArtifactError(f"{path} is damaged: {error}") from error
+
+
+def keyed(name: str, mapping: Mapping[Any, Tensor]) -> dict[str, Tensor]:
+    """A mapping's tensors under names of their own: ``name/key``; a pair of languages is joined by ``>``.
+
+    >>> import torch
+    >>> list(keyed("change", {"fr": torch.ones(1), ("fr", "de"): torch.ones(1)}))
+    ['change/fr', 'change/fr>de']
+    """
+    return {
+        f"{name}/{key if isinstance(key, str) else '>'.join(key)}": value
+        for key, value in mapping.items()
+    }
+
+
+def unkeyed(name: str, tensors: Mapping[str, Tensor]) -> dict[Any, Tensor]:
+    """The mapping that ``keyed`` took apart."""
+    found: dict[Any, Tensor] = {}
+    for label, value in tensors.items():
+        start, _, key = label.partition("/")
+        if start == name:
+            found[tuple(key.split(">")) if ">" in key else key] = value
+    return found
 
 
 def check_model(path: str | Path, card: Card, model: LensModel) -> None:

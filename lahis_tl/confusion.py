@@ -14,6 +14,7 @@ import langcodes
 import pandas as pd
 
 from lahis_tl.identify import UNKNOWN, LanguageIdentifier, macrolanguage
+from lahis_tl.quality import chrf
 from lahis_tl.statistics import Interval, wilson_interval
 
 # A line with fewer words (characters, where words have no spaces) is no evidence for or against a language.
@@ -88,18 +89,6 @@ def judge_text(
         "chrf": None if reference is None else chrf(text, reference),
         "agree": None if second is None else whole == _identified(second, text)[0],
     }
-
-
-def chrf(text: str, reference: str) -> float:
-    """Character n-gram F score, 0 to 100 (Popović 2015; sacrebleu's).
-
-    >>> chrf("the same", "the same")
-    100.0
-    """
-    from sacrebleu.metrics.chrf import CHRF
-
-    # Rounding would leave 99.99…; the figure is used with one decimal.
-    return round(CHRF().sentence_score(text, [reference]).score, 6)
 
 
 def judge_texts(

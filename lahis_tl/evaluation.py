@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import pandas as pd
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from lahis_tl.access import LensModel, device_of, model_name, record_of
-from lahis_tl.artifacts import Card
+from lahis_tl.artifacts import Artifact, Card, keyed, unkeyed
 from lahis_tl.batches import Batch, TokenIds, make_batches, tokenize
 from lahis_tl.cards import card_of
 from lahis_tl.corpora import Corpus
@@ -23,7 +24,7 @@ from lahis_tl.statistics import Interval, percentile_interval, resample_counts
 
 
 @dataclass(frozen=True, eq=False)
-class TextLosses:
+class TextLosses(Artifact):
     """The loss of every text.
 
     Attributes:
@@ -32,6 +33,7 @@ class TextLosses:
         n_bytes: language → int64 [text], their length as UTF-8; 0 where the model has no tokenizer.
     """
 
+    kind: ClassVar[str] = "text_losses"
     nll: Mapping[str, Float[Tensor, "_text"]]
     n_tokens: Mapping[str, Int[Tensor, "_text"]]
     n_bytes: Mapping[str, Int[Tensor, "_text"]]
@@ -83,6 +85,15 @@ class TextLosses:
             row |= {"perplexity": math.exp(nats.value), "mean_exp": self.mean_exp(code)}
             rows.append({**row, "texts": len(self.nll[code])})
         return pd.DataFrame(rows)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        sizes = {**keyed("n_tokens", self.n_tokens), **keyed("n_bytes", self.n_bytes)}
+        return {**keyed("nll", self.nll), **sizes}
+
+    @classmethod
+    def _from_tensors(cls, tensors: dict[str, Tensor], card: Card) -> "TextLosses":
+        nll, *sizes = (unkeyed(name, tensors) for name in ("nll", "n_tokens", "n_bytes"))
+        return cls(nll, *sizes, card=card)
 
 
 def perplexity(

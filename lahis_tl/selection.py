@@ -105,7 +105,7 @@ class LanguageHeads(Artifact):
         grid = HeadGrid(*content["grid"])
 
         def heads(name: str) -> HeadSet:
-            return HeadSet(grid, (grid.head(i) for i in tensors[name].tolist()))
+            return HeadSet.from_flat(grid, tensors[name].tolist())
 
         codes = content["languages"]
         return cls(

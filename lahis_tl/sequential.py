@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pandas as pd
 import torch
@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lahis_tl.access import LensModel, grid_of
+from lahis_tl.artifacts import Artifact, Card
 from lahis_tl.batches import tokenize
 from lahis_tl.corpora import Corpus
 from lahis_tl.gradients import HeadGradients, head_gradients
@@ -21,7 +22,7 @@ from lahis_tl.statistics import check_level
 
 
 @dataclass(frozen=True, eq=False)
-class UntilSure:
+class UntilSure(Artifact):
     """How far ``score_until`` went.
 
     Attributes:
@@ -32,11 +33,12 @@ class UntilSure:
         card: the rule it stopped by.
     """
 
+    kind: ClassVar[str] = "until_sure"
     gradients: HeadGradients
     n_texts: Mapping[str, int | None]
     sets: Mapping[str, HeadSet]
     looks: pd.DataFrame
-    card: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    card: Card = field(default_factory=dict, repr=False)
 
     def __repr__(self) -> str:
         return f"UntilSure({self})"
@@ -49,6 +51,30 @@ class UntilSure:
             else f"{code}: not sure after all {taken[code]} texts"
             for code, n in self.n_texts.items()
         )
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """The looks."""
+        return self.looks
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return self.gradients._tensors()
+
+    def _content(self) -> Card:
+        return {
+            "gradients": {**self.gradients.card, "content": self.gradients._content()},
+            "n_texts": dict(self.n_texts),
+            "sets": {code: members.flat_indices() for code, members in self.sets.items()},
+            "looks": self.looks.to_dict("split", index=False),
+        }
+
+    @classmethod
+    def _from_tensors(cls, tensors: dict[str, Tensor], card: Card) -> "UntilSure":
+        content = card["content"]
+        gradients = HeadGradients._from_tensors(tensors, content["gradients"])
+        sets = {
+            code: HeadSet.from_flat(gradients.grid, flat) for code, flat in content["sets"].items()
+        }
+        return cls(gradients, content["n_texts"], sets, pd.DataFrame(**content["looks"]), card)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import pandas as pd
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lahis_tl.ablation import beside_controls, refuse_scored_texts
 from lahis_tl.access import LensModel
-from lahis_tl.artifacts import Card
+from lahis_tl.artifacts import Artifact, Card, keyed, unkeyed
 from lahis_tl.batches import TokenIds
 from lahis_tl.controls import matched_random_heads
 from lahis_tl.corpora import Corpus
@@ -21,7 +21,7 @@ from lahis_tl.masks import HeadMask
 
 
 @dataclass(frozen=True, eq=False)
-class Sweep:
+class Sweep(Artifact):
     """The change of the loss along a row of masks.
 
     Attributes:
@@ -31,6 +31,7 @@ class Sweep:
         controls: float32 [step, draw] by language, mean change under matched random sets.
     """
 
+    kind: ClassVar[str] = "sweep"
     what: str
     steps: tuple[float, ...]
     change: Mapping[str, Float[Tensor, "step _text"]]
@@ -45,6 +46,18 @@ class Sweep:
                 found = beside_controls(change, draws, level)
                 rows.append({self.what: step, "language": code, **found})
         return pd.DataFrame(rows)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {**keyed("change", self.change), **keyed("controls", self.controls)}
+
+    def _content(self) -> Card:
+        return {"what": self.what, "steps": list(self.steps)}
+
+    @classmethod
+    def _from_tensors(cls, tensors: dict[str, Tensor], card: Card) -> "Sweep":
+        content = card["content"]
+        change, controls = unkeyed("change", tensors), unkeyed("controls", tensors)
+        return cls(content["what"], tuple(content["steps"]), change, controls, card)
 
 
 def sweep_heads(

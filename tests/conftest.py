@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
@@ -138,6 +138,33 @@ def skip_unless_possible(name: str, backend: str) -> None:
 @pytest.fixture(scope="session")
 def llama(tiny: Callable[..., nn.Module]) -> nn.Module:
     return tiny("llama")
+
+
+@pytest.fixture(scope="session")
+def speaker(tmp_path_factory: pytest.TempPathFactory) -> nn.Module:
+    """A tiny random Llama that reads any text: its byte-level tokenizer is trained on the bundled texts."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=700,
+        special_tokens=["<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    data = Path(lt.__file__).parent / "data"
+    texts = [(data / "transfer.json").read_text(), (data / "parallel" / "en.jsonl").read_text()]
+    english = json.loads(texts[0])["languages"]["en"]["relations"].values()
+    # Often enough that the answers begin with tokens of more than the space before them.
+    texts += [" " + word for relation in english for word in relation["answers"].values()] * 500
+    tokenizer.train_from_iterator(texts, trainer)
+    folder = tmp_path_factory.mktemp("models") / "speaker"
+    options = _SHAPE | {"vocab_size": 700, "max_position_embeddings": 512, "num_attention_heads": 8}
+    build_hf("Llama", options).save_pretrained(folder)
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>"
+    ).save_pretrained(folder)
+    return lt.load_model(str(folder))
 
 
 @pytest.fixture

@@ -206,3 +206,63 @@ def test_the_same_weights_are_the_same_model_by_any_name(tiny, checkpoint, tmp_p
         assert lt.load(path, model=again).languages == ["en", "fr"]
     bridge = lt.load_model(str(checkpoint("llama")), backend="bridge")
     assert lt.card_of(bridge)["weights_sha256"] == lt.card_of(tiny("llama"))["weights_sha256"]
+
+
+@pytest.fixture(scope="module")
+def results(tiny):
+    """One of every kind of result that experiments give."""
+    model = tiny("llama")
+    words = [
+        "le",
+        "chat",
+        "the",
+        "cat",
+        "der",
+        "hund",
+        "dort",
+        "here",
+        "la",
+        "maison",
+        "house",
+        "is",
+        "in",
+    ]
+    texts = {
+        code: [" ".join(words[i : i + 6]) for i in range(start, start + 5)]
+        for code, start in (("en", 0), ("fr", 2))
+    }
+    corpus = lt.load_corpus(texts, min_chars=1)
+    options = {"progress": False}
+    gradients = lt.head_gradients(model, corpus, **options)
+    heads = lt.HeadSet(lt.grid_of(model), ["L1H2", "L0H1"])
+    sets = {"en": heads, "fr": lt.HeadSet(lt.grid_of(model), ["L2H0"])}
+    return {
+        "text_losses": lt.perplexity(model, corpus, **options),
+        "ablation_effect": lt.ablation_effect(model, corpus, heads, draws=4, **options),
+        "selectivity": lt.selectivity(model, sets, corpus, draws=3, **options),
+        "sweep": lt.sweep_heads(model, corpus, heads, (1, 2), draws=3, **options),
+        "head_overlap": lt.head_overlap(gradients, top_k=3, draws=20),
+        "until_sure": lt.score_until(model, corpus, top_k=2, looks=[4, 5], **options),
+    }
+
+
+@pytest.mark.parametrize(
+    "kind", ["text_losses", "ablation_effect", "selectivity", "sweep", "head_overlap", "until_sure"]
+)
+def test_results_of_experiments_come_back_as_they_were(results, tmp_path, kind):
+    result = results[kind]
+    again = lt.load(result.save(tmp_path / kind))
+    assert type(again) is type(result)
+    assert again.kind == kind
+    assert repr(again) == repr(result)
+    assert again.to_dataframe().equals(result.to_dataframe())
+    assert again.card["model"] == json.loads(json.dumps(result.card["model"]))
+    assert repr(lt.load(again.save(tmp_path / "again"))) == repr(result), "and once more"
+
+
+def test_a_set_effect_keeps_its_random_sets(results, tmp_path):
+    effect = results["ablation_effect"]
+    again = lt.load(effect.save(tmp_path / "effect"))
+    assert list(again.control_sets) == list(effect.control_sets)
+    assert again.heads == effect.heads
+    assert all(torch.equal(again.change[code], v) for code, v in effect.change.items())

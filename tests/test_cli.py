@@ -36,10 +36,11 @@ def scored(checkpoint, tmp_path_factory):
 
 def test_help_teaches_and_names_the_registries():
     for command, words in {
-        "": ["demo", "score", "heads", "plot", "ablate"],
+        "": ["demo", "score", "heads", "plot", "ablate", "steer"],
         "score": ["lahis, lahis_code, sensitivity, taylor", "Example", "bundled"],
         "heads": ["authors, contrastive, tested", "quantile", "--fdr"],
         "ablate": ["layer, nearest, network", "Example", "general"],
+        "steer": ["Example", "suppresses", "--of", "general"],
         "plot": ["heatmap, difference, counts, layers, overlap"],
         "demo": ["SmolLM2"],
     }.items():
@@ -230,3 +231,50 @@ def test_heads_of_exact_effects_and_of_another_model(scored, checkpoint, unseen)
     other = checkpoint("llama", rms_norm_eps=1e-3, initializer_range=0.03)
     wrong = run("ablate", other, unseen / "out" / "heads.safetensors", "--corpus", unseen)
     assert "is about another model" in str(wrong.exception)
+
+
+def test_steer_shows_and_keeps_both_texts(scored, checkpoint, tmp_path):
+    heads = lt.language_heads(lt.load(scored / "scores"), quantile=0.8)
+    file = heads.save(tmp_path / "heads")
+    code = next(code for code, members in heads.specific.items() if len(members))
+    model, out = checkpoint("llama"), tmp_path / "texts"
+    options = ["--max-new-tokens", 8, "--factor", 3, "--out", out]
+    one = run("steer", model, file, "le chat dort", "--of", code, *options)
+    assert one.exit_code == 0, one.output
+    plain, steered = (lt.Generations.load(out / name) for name in ("plain", "steered"))
+    again = lt.steer(
+        lt.load_model(str(model)),
+        "le chat dort",
+        heads.specific[code],
+        3.0,
+        max_new_tokens=8,
+        progress=False,
+    )
+    assert (plain.texts, steered.texts) == (again.plain.texts, again.steered.texts)
+    assert f"{', '.join(heads.specific[code].labels)} × 3" in one.output
+    assert f"le chat dort{plain.texts[0]}" in one.output, "streamed after its prompt"
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("le chat\n\nthe house\n")
+    several = run("steer", model, "L0H1,L1H2", "--file", prompts, "--max-new-tokens", 5, "--quiet")
+    assert several.exit_code == 0, several.output
+    assert several.output.count("no mask:") == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["L0H1"], "give prompts"),
+        (["L0H1", "le", "--file", "x"], "give prompts"),
+        (["L0H1", "--file", "/no/such"], "there is no file /no/such"),
+        (["HEADS", "le"], "name one by --of: en, fr, general"),
+        (["HEADS", "le", "--of", "de"], "--of de: the file has en, fr, general"),
+        (["L9H9", "le"], "outside the model"),
+    ],
+)
+def test_steer_names_bad_input(scored, checkpoint, tmp_path, arguments, message):
+    file = lt.language_heads(lt.load(scored / "scores"), quantile=0.8).save(tmp_path / "heads")
+    found = run("steer", checkpoint("llama"), *[file if a == "HEADS" else a for a in arguments])
+    assert found.exit_code != 0
+    assert message in " ".join(
+        (found.output + str(found.exception or "")).replace("│", " ").split()
+    )

@@ -1,11 +1,12 @@
-"""The command line: ``lahis-tl demo | score | heads | plot | ablate``."""
+"""The command line: ``lahis-tl demo | score | heads | plot | ablate | steer``."""
 
 import sys
 
 import typer
 
 import lahis_tl.cli.finding
-import lahis_tl.cli.proving  # noqa: F401 - importing them registers the commands
+import lahis_tl.cli.proving
+import lahis_tl.cli.using  # noqa: F401 - importing them registers the commands
 from lahis_tl.cli.common import app
 
 __all__ = ["app", "main"]

@@ -11,17 +11,23 @@ from typer.core import TyperCommand
 if TYPE_CHECKING:
     import pandas as pd
 
+    from lahis_tl.heads import HeadGrid, HeadSet
     from lahis_tl.selection import LanguageHeads
 
 app = typer.Typer(
     name="lahis-tl",
     help="Find and see the attention heads by which a language model handles its languages.\n\n"
     "Begin with `lahis-tl demo`. For your own model: `score` texts, choose `heads`, `plot` both, and "
-    "`ablate` the heads to see what they do.",
+    "`ablate` the heads to see what they do; `steer` generates text with heads scaled.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
+
+
+HeadsArgument = Annotated[
+    str, typer.Argument(help="A heads.safetensors, or labels such as L12H3,L7H0.")
+]
 
 
 class Command(TyperCommand):
@@ -128,6 +134,32 @@ def scores_of(path: Path, method: str | None, or_heads: bool = False) -> Any:
     if isinstance(found, HeadScores) or (or_heads and isinstance(found, LanguageHeads)):
         return found
     raise typer.BadParameter(f"{path} holds {found.kind}; scores, gradients or effects are needed")
+
+
+def heads_file(heads: str) -> "LanguageHeads | None":
+    """The saved heads, or None where labels are given."""
+    from lahis_tl.artifacts import load
+    from lahis_tl.selection import LanguageHeads
+
+    if not heads.endswith(".safetensors"):
+        return None
+    found = load(heads)
+    if not isinstance(found, LanguageHeads):
+        raise typer.BadParameter(
+            f"{heads} holds {found.kind}; make heads of it by `lahis-tl heads`"
+        )
+    return found
+
+
+def heads_of(file: "LanguageHeads | None", heads: str, of: str, grid: "HeadGrid") -> "HeadSet":
+    from lahis_tl.heads import HeadSet
+
+    if file is None:
+        return HeadSet(grid, [label.strip() for label in heads.split(",")])
+    sets = {**file.specific, "general": file.general}
+    if of not in sets:
+        raise typer.BadParameter(f"--of {of}: the file has {', '.join(sets)}, or all")
+    return sets[of]
 
 
 def print_heads(heads: "LanguageHeads") -> None:

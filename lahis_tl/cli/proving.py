@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -14,15 +14,13 @@ from lahis_tl.cli.common import (
     Out,
     Quiet,
     app,
+    heads_file,
+    heads_of,
     match_names,
     one_of,
     print_effects,
     split_codes,
 )
-
-if TYPE_CHECKING:
-    from lahis_tl.heads import HeadGrid, HeadSet
-    from lahis_tl.selection import LanguageHeads
 
 
 @app.command(cls=Command)
@@ -80,7 +78,7 @@ def ablate(
     from lahis_tl.corpora import load_corpus, without_scored
     from lahis_tl.models import load_model
 
-    file = _file_of_heads(heads)
+    file = heads_file(heads)
     loaded = load_model(model, dtype=dtype, device=device)
     if file is not None:
         check_model(heads, file.card, loaded)
@@ -103,7 +101,7 @@ def ablate(
         table, figure, card = result.to_dataframe(), plots.selectivity_matrix(result), result.card
         typer.echo(f"Own language minus the others: {result.contrast()}, p {result.p_value():.3g}")
     else:
-        members = _members(file, heads, of, grid_of(loaded))
+        members = heads_of(file, heads, of, grid_of(loaded))
         scored = None if file is None else file.card
         effect = ablation_effect(loaded, texts, members, scored=scored, **options)
         table, figure, card = effect.to_dataframe(), plots.set_effect(effect), effect.card
@@ -114,29 +112,3 @@ def ablate(
     write_atomically(out / "ablation.json", about.encode())
     typer.echo(f"\nTable:  {(out / 'ablation.csv').resolve()}")
     typer.echo(f"Figure: {plots.write(figure, out / 'ablation.html').resolve()}")
-
-
-def _file_of_heads(heads: str) -> "LanguageHeads | None":
-    """The saved heads, or None where labels are given."""
-    from lahis_tl.artifacts import load
-    from lahis_tl.selection import LanguageHeads
-
-    if not heads.endswith(".safetensors"):
-        return None
-    found = load(heads)
-    if not isinstance(found, LanguageHeads):
-        raise typer.BadParameter(
-            f"{heads} holds {found.kind}; make heads of it by `lahis-tl heads`"
-        )
-    return found
-
-
-def _members(file: "LanguageHeads | None", heads: str, of: str, grid: "HeadGrid") -> "HeadSet":
-    from lahis_tl.heads import HeadSet
-
-    if file is None:
-        return HeadSet(grid, [label.strip() for label in heads.split(",")])
-    sets = {**file.specific, "general": file.general}
-    if of not in sets:
-        raise typer.BadParameter(f"--of {of}: the file has {', '.join(sets)}, or all")
-    return sets[of]

@@ -170,7 +170,7 @@ def set_effect(effect: AblationEffect) -> go.Figure:
     table = effect.to_dataframe()
     about = f"{len(effect.heads)} heads × {effect.factor:g}, {table['draws'].iloc[0]} random sets"
     figure = beside_draws(
-        table.rename(columns={"language": "name", "change": "value"}),
+        table.rename(columns={"language": "name"}),
         {code: draws.tolist() for code, draws in effect.controls.items()},
         "A set of heads beside matched random sets",
         about_card(effect.card, about),
@@ -182,11 +182,11 @@ def set_effect(effect: AblationEffect) -> go.Figure:
 def beside_draws(
     table: pd.DataFrame, draws: Mapping[str, Sequence[float]], title: str, about: str, unit: str
 ) -> go.Figure:
-    """Values with intervals, each beside what random sets of heads gave.
+    """Changes with intervals, each beside what random sets of heads gave.
 
     Args:
-        table: columns name, value, lower, upper, p.
-        draws: name → value of each random set; names without any are left alone.
+        table: columns name, change, lower, upper, p.
+        draws: name → change under each random set; names without any are left alone.
         unit: of the y axis.
     """
     figure = go.Figure()
@@ -210,7 +210,7 @@ def beside_draws(
     figure.add_trace(
         go.Scatter(
             x=table["name"],
-            y=table["value"],
+            y=table["change"],
             mode="markers",
             name="these heads",
             marker={
@@ -220,8 +220,8 @@ def beside_draws(
                 "line": {"color": "#222", "width": 1},
             },
             error_y={
-                "array": table["upper"] - table["value"],
-                "arrayminus": table["value"] - table["lower"],
+                "array": table["upper"] - table["change"],
+                "arrayminus": table["change"] - table["lower"],
             },
             customdata=table["p"],
             hovertemplate="%{x}: %{y:.3f}, p %{customdata:.3f}<extra></extra>",

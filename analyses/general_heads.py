@@ -1,0 +1,156 @@
+"""What general heads are for: the quality of summaries with general, specific or random heads off.
+
+The authors give BERTScore by an English encoder and one unmatched random set; here are chrF (or BERTScore by a
+multilingual encoder), paired changes with intervals, and matched random sets.
+
+python -m analyses.general_heads
+python -m analyses.general_heads --quick
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+
+import lahis_tl as lt
+from analyses.generating import NONE, Conditions, against_random, generate_under, random_changes
+from analyses.result import (
+    Parts,
+    Result,
+    choose_and_set_aside,
+    model_of,
+    run_from_command_line,
+    under,
+)
+from lahis_tl.access import LensModel
+from lahis_tl.gate import competence
+from lahis_tl.identify import language_identifier
+from lahis_tl.quality import bert_scores
+from lahis_tl.tasks import summary_tasks
+
+GENERAL, SPECIFIC = "general heads", "own specific heads"
+EXPECTED = {GENERAL: -1, SPECIFIC: -1}
+MEASURES = {"chrf": "chrF", "bertscore": "BERTScore F1"}
+
+
+def run(
+    model: LensModel | str = "smollm2",
+    languages: Sequence[str] = ("en", "fr", "es", "de", "it", "pt"),
+    n: int = 40,
+    prompts: int = 16,
+    source: str = "bundled",
+    measure: str = "chrf",
+    factor: float = 0.0,
+    method: str = "lahis",
+    rule: str = "contrastive",
+    draws: int = 8,
+    max_tokens: int = 64,
+    max_new_tokens: int = 40,
+    seed: int = 0,
+    dtype: str = "float32",
+    checkpoint: str | Path | None = "out/general_heads/parts",
+    progress: bool = True,
+    **rule_options: Any,
+) -> Result:
+    """Summaries under no mask, general heads off, the language's own heads off, matched random heads off.
+
+    Args:
+        n, max_tokens: texts a language that heads are scored on, and where they are cut.
+        prompts: texts to sum up, a language. Of the bundled ones some were scored as well: heads are chosen by
+            how well texts are predicted, not by their summaries.
+        source: ``bundled``, or ``csebuetnlp/xlsum`` from the hub.
+        measure: ``chrf``, or ``bertscore`` (needs bert-score and an encoder from the hub).
+    """
+    if measure not in MEASURES:
+        raise ValueError(f"measure {measure!r} is not one of {', '.join(MEASURES)}")
+    model = model_of(model, dtype=dtype)
+    options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "progress": progress}
+    grads, heads, testing = choose_and_set_aside(
+        model,
+        languages,
+        n,
+        8,
+        method,
+        rule,
+        seed,
+        rule_options,
+        max_tokens=max_tokens,
+        progress=progress,
+    )
+    identify = language_identifier()
+    gate = competence(model, testing, identify=identify, max_tokens=max_tokens, **options)
+    tasks = summary_tasks(languages, prompts, source, seed)
+    conditions: Conditions = {
+        GENERAL: dict.fromkeys(languages, heads.general),
+        SPECIFIC: {code: heads.specific[code] for code in languages},
+    }
+    card = {"model": grads.card["model"], "heads": heads.card, "rule": heads.rule, "factor": factor}
+    card |= {"writes": gate.writes, "measure": measure, "source": source, "seed": seed}
+    records = generate_under(
+        model,
+        tasks,
+        conditions,
+        factor=factor,
+        draws=draws,
+        identify=identify,
+        second=None,
+        seed=seed,
+        parts=Parts(checkpoint, card | options | {"tasks": [task.prompt for task in tasks]}),
+        **options,
+    )
+    if measure == "bertscore":
+        found = bert_scores([r["text"] for r in records], [r["reference"] for r in records])
+        records = [{**r, "bertscore": value} for r, value in zip(records, found, strict=True)]
+    tables, figures, verdict = report(records, card)
+    return Result(
+        "general_heads",
+        {**tables, "competence": gate.to_dataframe(), "heads": heads.to_dataframe()},
+        figures,
+        verdict,
+        card,
+        {"generations": records},
+    )
+
+
+def report(
+    records: Sequence[Mapping[str, Any]], card: Mapping[str, Any]
+) -> tuple[dict[str, pd.DataFrame], dict[str, go.Figure], str]:
+    """Tables, figure and verdict from the saved generations alone."""
+    rows, measure = pd.DataFrame(records), card["measure"]
+    effects = against_random(rows, measure, EXPECTED)
+    languages = against_random(rows, measure, EXPECTED, "language")
+    languages["writes"] = languages["language"].isin(card["writes"])
+    n = len(under(rows, NONE))
+    figure = lt.plots.beside_draws(
+        effects.iloc[1:].rename(columns={"condition": "name"}),
+        random_changes(rows, measure),
+        "Quality of summaries with heads off",
+        lt.plots.about_card(card, f"{n} texts; 95% intervals over texts"),
+        f"change of {MEASURES[measure]} (points of 100)",
+    )
+    figure.update_layout(width=680).update_xaxes(title_text="off")
+    plain, *off = effects.to_dict("records")
+    parts = [
+        f"{row['condition']} off {row['change']:+.1f} [{row['lower']:.1f}, {row['upper']:.1f}] (random sets "
+        f"{row['random_change']:+.1f}, p {row['p']:.2g})"
+        for row in off
+    ]
+    verdict = f"{MEASURES[measure]} of {n} summaries without a mask: {plain['value']:.1f}. Change: {'; '.join(parts)}."
+    return {"effects": effects, "languages": languages}, {"effect": figure}, verdict
+
+
+if __name__ == "__main__":
+    run_from_command_line(
+        run,
+        __doc__,
+        {
+            "languages": ("en", "fr", "es"),
+            "n": 16,
+            "prompts": 4,
+            "draws": 3,
+            "max_new_tokens": 24,
+            "checkpoint": None,
+        },
+    )

@@ -1,0 +1,119 @@
+"""What experiments on generated text share: many masks over the same prompts, judged, beside random sets."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import pandas as pd
+import torch
+
+import lahis_tl as lt
+from analyses.result import Parts, means_by_draw, under
+from lahis_tl.access import LensModel
+from lahis_tl.confusion import judge_texts
+from lahis_tl.identify import LanguageIdentifier
+from lahis_tl.statistics import empirical_p, mean_interval
+from lahis_tl.tasks import Task
+
+NONE = "no mask"
+# condition → language of the prompt → the heads that are scaled.
+Conditions = Mapping[str, Mapping[str, lt.HeadSet]]
+
+
+def generate_under(
+    model: LensModel,
+    tasks: Sequence[Task],
+    conditions: Conditions,
+    *,
+    factor: float,
+    draws: int,
+    identify: LanguageIdentifier,
+    second: LanguageIdentifier | None,
+    seed: int,
+    parts: Parts,
+    **options: Any,
+) -> list[dict[str, Any]]:
+    """Every prompt without a mask, under each condition, and under ``draws`` matched random sets for each condition.
+
+    Returns:
+        one row a prompt, condition and draw (-1: no random set), with the text and its measures.
+    """
+    prompts = [task.prompt for task in tasks]
+
+    def ask(
+        sets: Mapping[str, lt.HeadSet] | None, condition: str, draw: int
+    ) -> list[dict[str, Any]]:
+        name = f"{condition} {draw if draw >= 0 else 'own'}"
+        return parts.rows(name, lambda: make(sets, condition, draw))
+
+    def make(
+        sets: Mapping[str, lt.HeadSet] | None, condition: str, draw: int
+    ) -> list[dict[str, Any]]:
+        masks = None
+        if sets is not None:
+            by_language = {code: lt.HeadMask.scaling(s, factor) for code, s in sets.items()}
+            masks = [by_language[task.language] for task in tasks]
+        texts = lt.generate(model, prompts, masks, seed=seed, **options).texts
+        rows = [
+            {"condition": condition, "draw": draw, "number": i, **asdict(task), "text": text}
+            for i, (task, text) in enumerate(zip(tasks, texts, strict=True))
+        ]
+        return judge_texts(rows, identify, second).to_dict("records")
+
+    found = ask(None, NONE, -1)
+    for condition, sets in conditions.items():
+        found += ask(sets, condition, -1)
+        drawn = {
+            members: lt.matched_random_heads(members, draws, seed=seed)
+            for members in set(sets.values())
+        }
+        for draw in range(min(map(len, drawn.values()))):
+            found += ask({c: drawn[members][draw] for c, members in sets.items()}, condition, draw)
+    return found
+
+
+def against_random(
+    rows: pd.DataFrame, measure: str, expected: Mapping[str, int], by: str | None = None
+) -> pd.DataFrame:
+    """Each condition's mean of a measure, its change against no mask, and the same of the random sets.
+
+    Args:
+        expected: condition → the direction that is claimed, 1 or -1; p is one-sided in it.
+        by: a column; one row for each of its values.
+
+    Returns:
+        condition, ``by``, value, change with its paired interval over prompts, random_change, p, texts, draws.
+    """
+    groups = [(None, rows)] if by is None else list(rows.groupby(by, sort=False))
+    table = []
+    for key, group in groups:
+        plain = under(group, NONE).set_index("number")[measure].astype(float)
+        moved = group.assign(change=group[measure].astype(float) - group["number"].map(plain))
+        named = {} if by is None else {by: key}
+        table.append(
+            {"condition": NONE, **named, "value": float(plain.mean()), "texts": len(plain)}
+        )
+        for condition, direction in expected.items():
+            of = under(moved, condition)
+            own, random = of.query("draw < 0"), of.query("draw >= 0")
+            change = mean_interval(torch.tensor(own["change"].to_numpy()))
+            drawn = torch.tensor(means_by_draw(random, "change"))
+            table.append(
+                {"condition": condition, **named}
+                | {"value": float(own[measure].astype(float).mean())}
+                | {"change": change.value, "lower": change.lower, "upper": change.upper}
+                | {"random_change": float(drawn.mean())}
+                | {"p": empirical_p(direction * change.value, direction * drawn)}
+                | {"texts": len(own), "draws": len(drawn)}
+            )
+    return pd.DataFrame(table)
+
+
+def random_changes(rows: pd.DataFrame, measure: str) -> dict[str, list[float]]:
+    """Condition → the mean change of a measure under each of its random sets."""
+    plain = under(rows, NONE).set_index("number")[measure].astype(float)
+    moved = rows.assign(change=rows[measure].astype(float) - rows["number"].map(plain))
+    return {
+        str(condition): means_by_draw(group, "change")
+        for condition, group in moved.query("draw >= 0").groupby("condition", sort=False)
+    }
