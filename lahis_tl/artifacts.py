@@ -32,6 +32,7 @@ _HOMES = {
     "selectivity": "lahis_tl.ablation",
     "sweep": "lahis_tl.sweeps",
     "text_losses": "lahis_tl.evaluation",
+    "tuned_mask": "lahis_tl.tuning",
     "until_sure": "lahis_tl.sequential",
     "head_gradients": "lahis_tl.gradients",
     "head_effects": "lahis_tl.effects",

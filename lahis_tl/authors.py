@@ -17,8 +17,10 @@ from lahis_tl.batches import TokenIds, tokenize
 from lahis_tl.cards import card_of
 from lahis_tl.corpora import Corpus
 from lahis_tl.gradients import head_gradients
+from lahis_tl.heads import HeadSet
 from lahis_tl.losses import text_nll
 from lahis_tl.masks import HeadMask, masked
+from lahis_tl.pairs import EncodedPair, pair_nll
 from lahis_tl.scores import HeadScores, score
 
 _LEARNING_RATE = 1e-2
@@ -86,6 +88,28 @@ def _moving_mask_matrix(
         optimizer.step()
     mean = (total / len(texts)).float()  # divided in bfloat16, as they do
     return (mean * (negative / len(texts))).detach().cpu()
+
+
+def soft_mask(
+    model: LensModel, pairs: Sequence[EncodedPair], heads: HeadSet, epochs: int = 2
+) -> Float[Tensor, "layer n_heads"]:
+    """The tuned mask of the authors' code: one pair at a time in the order given, loss on the answer's tokens.
+
+    The whole mask is bfloat16 and decays; the gradient is zeroed outside the heads, and only rounding keeps the
+    other entries at 1. The sound way is ``lahis_tl.tune_mask``.
+    """
+    mask = nn.Parameter(
+        torch.ones(grid_of(model).shape, dtype=torch.bfloat16, device=device_of(model))
+    )
+    optimizer = torch.optim.AdamW([mask], lr=_LEARNING_RATE, weight_decay=_WEIGHT_DECAY)
+    chosen = HeadMask.scaling(heads, 0.0).factors.to(mask.device) == 0
+    for _ in range(epochs):
+        for pair in pairs:
+            with frozen(model), torch.enable_grad(), masked(model, mask):
+                (grad,) = torch.autograd.grad(pair_nll(model, [pair]).sum(), mask)
+            mask.grad = grad * chosen
+            optimizer.step()
+    return mask.detach().float().cpu()
 
 
 def _one(model: LensModel, ids: Sequence[int]) -> tuple[Tensor, Tensor]:

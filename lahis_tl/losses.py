@@ -111,6 +111,7 @@ def token_nll(
     model: LensModel,
     ids: Int[Tensor, "batch pos"],
     attention_mask: Int[Tensor, "batch pos"],
+    wanted: Bool[Tensor, "batch pos_minus_1"] | None = None,
 ) -> Float[Tensor, "batch pos_minus_1"]:
     """NLL of each next token in nats, 0 where there is no real token to predict.
 
@@ -119,8 +120,12 @@ def token_nll(
     >>> ids = torch.tensor([[5, 6, 7]])
     >>> token_nll(model, ids, torch.ones_like(ids)).shape      # doctest: +SKIP
     torch.Size([1, 2])
+
+    Args:
+        wanted: only these tokens, counted from the second; the others cost no product with the unembedding.
     """
     valid = predicted_positions(attention_mask)
+    valid = valid if wanted is None else valid & wanted.to(valid.device)
     targets = ids[:, 1:][valid]
     unembedding = unembedding_of(model)
     trained = unembedding is not None and unembedding.weight.requires_grad

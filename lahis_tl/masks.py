@@ -195,7 +195,9 @@ def hooked_points(
 
 
 @contextmanager
-def masked(model: LensModel, mask: HeadMask | Tensor) -> Iterator[None]:
+def masked(
+    model: LensModel, mask: HeadMask | Tensor, layers: Sequence[int] | None = None
+) -> Iterator[None]:
     """Run the model with its heads scaled by ``mask``; works on any call, ``generate`` included.
 
     >>> with masked(model, HeadMask.scaling(heads.specific["fr"], 0.0)):     # doctest: +SKIP
@@ -206,6 +208,8 @@ def masked(model: LensModel, mask: HeadMask | Tensor) -> Iterator[None]:
     Args:
         model: a HookedTransformer or TransformerBridge.
         mask: a ``HeadMask`` or a bare tensor of factors, [layer, head] or [text, layer, head].
+        layers: those whose heads are scaled; where only their factors have gradients, nothing below them is
+            differentiated. By default all of a mask with gradients, else those with a factor other than 1.
 
     Raises:
         ValueError: the mask's grid differs from the model's, or its texts from the batch's.
@@ -230,9 +234,9 @@ def masked(model: LensModel, mask: HeadMask | Tensor) -> Iterator[None]:
         fill = None if mask.fill is None else mask.fill[layer]
         return _apply(z, mask.factors[..., layer, :], fill)
 
-    if mask.factors.requires_grad:
+    if layers is None and mask.factors.requires_grad:
         layers = list(range(grid.n_layers))
-    else:  # layers whose factors are all 1 need no hook
+    elif layers is None:  # layers whose factors are all 1 need no hook
         per_layer = (mask.factors != 1).transpose(-2, 0).reshape(grid.n_layers, -1)
         layers = per_layer.any(1).nonzero().flatten().tolist()
     with hooked_heads(model, {layer: partial(transform, layer=layer) for layer in layers}):

@@ -5,8 +5,9 @@ import torch
 
 import lahis_tl as lt
 from analyses.benchmark import authors_pass
-from lahis_tl.authors import lahis_code, mean_exp_perplexity
+from lahis_tl.authors import lahis_code, mean_exp_perplexity, soft_mask
 from lahis_tl.heads import HeadSet, top_heads
+from lahis_tl.pairs import EncodedPair
 
 LANGUAGES = ["aa", "bb", "cc", "dd", "ee"]
 
@@ -46,6 +47,20 @@ def test_the_fixed_mask_differs_from_the_moving_one(golden, golden_model):
     moving = lahis_code(golden_model, texts, progress=False)
     assert fixed.method == "lahis_code"
     assert (fixed["aa"] - moving["aa"]).abs().max() > 1
+
+
+def test_the_tuned_mask_is_theirs(golden, golden_model):
+    calls = golden["qa"]["token_ids"][
+        :16
+    ]  # prompt, prompt + answer; the second half is the second epoch
+    pairs = [
+        EncodedPair(tuple(whole), len(prompt))
+        for prompt, whole in zip(calls[::2], calls[1::2], strict=True)
+    ]
+    grid = lt.grid_of(golden_model)
+    heads = top_heads(torch.tensor(golden["lahis"]["aa"]["matrix"]), int(grid.size * 0.25))
+    found = soft_mask(golden_model, pairs, heads)
+    assert torch.equal(found, torch.tensor(golden["qa"]["mask"]))
 
 
 def test_the_benchmarks_writing_of_the_procedure_agrees(golden):

@@ -1,0 +1,252 @@
+"""Adapt a model by a handful of numbers: train the factors of chosen heads on a task."""
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from lahis_tl.access import LensModel, device_of, frozen, grid_of
+from lahis_tl.artifacts import Artifact, Card
+from lahis_tl.cards import card_of
+from lahis_tl.heads import HeadGrid, HeadSet
+from lahis_tl.masks import HeadMask, masked
+from lahis_tl.pairs import EncodedPair, Pair, encode_pairs, pair_nll, target_losses
+
+
+@dataclass(frozen=True, eq=False)
+class TunedMask(Artifact):
+    """A head mask that was trained.
+
+    Attributes:
+        factors: float32 [layer, head]; exactly 1 outside ``heads``.
+        heads: whose factors were trained.
+        history: one row an epoch: epoch (0 before training), train_nll, valid_nll; nats per target token.
+        stopped: why training ended: ``"epochs"``, ``"patience"`` or ``"nan"``.
+    """
+
+    kind: ClassVar[str] = "tuned_mask"
+    factors: Float[Tensor, "layer head"]
+    heads: HeadSet
+    history: pd.DataFrame = field(default_factory=pd.DataFrame, repr=False)
+    stopped: str = "epochs"
+    card: Card = field(default_factory=dict, repr=False)
+
+    def __repr__(self) -> str:
+        values = self.factors[self.factors != 1]
+        span = f"{float(values.min()):.2f} to {float(values.max()):.2f}" if len(values) else "1"
+        return f"TunedMask({len(self.heads)} heads, factors {span}; stopped by {self.stopped})"
+
+    @property
+    def mask(self) -> HeadMask:
+        """To use: ``with masked(model, tuned.mask)``, ``generate(model, prompts, tuned.mask)``."""
+        return HeadMask(self.factors)
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row a trained head: layer, head, label, factor."""
+        return pd.DataFrame(
+            [
+                {
+                    "layer": h.layer,
+                    "head": h.head,
+                    "label": h.label,
+                    "factor": float(self.factors[h]),
+                }
+                for h in self.heads
+            ]
+        )
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {"factors": self.factors}
+
+    def _content(self) -> Card:
+        return {
+            "heads": self.heads.flat_indices(),
+            "history": self.history.to_dict("split", index=False),
+            "stopped": self.stopped,
+        }
+
+    @classmethod
+    def _from_tensors(cls, tensors: dict[str, Tensor], card: Card) -> "TunedMask":
+        content, factors = card["content"], tensors["factors"]
+        heads = HeadSet.from_flat(HeadGrid(*factors.shape), content["heads"])
+        history = pd.DataFrame(**content["history"])
+        return cls(factors, heads, history, content["stopped"], card)
+
+
+def tune_mask(
+    model: LensModel,
+    pairs: Sequence[Pair | EncodedPair],
+    heads: HeadSet,
+    *,
+    validation: Sequence[Pair | EncodedPair] = (),
+    epochs: int = 4,
+    learning_rate: float = 1e-2,
+    batch_size: int = 4,
+    accumulation: int = 1,
+    weight_decay: float = 0.0,
+    patience: int | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> TunedMask:
+    """Train one factor for each chosen head, by AdamW, so that targets become more probable after their prompts.
+
+    >>> pairs = [("The capital of France is", " Paris"), ("The capital of Italy is", " Rome")]
+    >>> tuned = tune_mask(model, pairs, scores.top(20, "en"))                          # doctest: +SKIP
+    >>> with masked(model, tuned.mask):                                                  # doctest: +SKIP
+    ...     model.generate("The capital of Spain is")
+
+    The factors are float32 whatever the model's dtype and start at 1; all other heads keep exactly 1. The loss is the
+    mean over pairs of the mean NLL of the target's tokens. Nothing below the first chosen head's layer is
+    differentiated, and logits are computed for targets alone.
+
+    Args:
+        validation: pairs by which the best epoch is kept (epoch 0, no mask, included); by default the last one is.
+        batch_size, accumulation: pairs of a pass, and passes of a step.
+        weight_decay: decoupled, towards 1: a decay of 0.01 takes away 1 % × learning rate of the distance from 1.
+        patience: stop after so many epochs without a better validation loss; None never does.
+        seed: of the order of pairs.
+
+    Raises:
+        ValueError: no head, a setting out of its range, a pair that cannot be encoded, or a loss that is not finite
+            before the first step.
+    """
+    _check(
+        heads, epochs, learning_rate, batch_size, accumulation, weight_decay, patience, validation
+    )
+    if heads.grid != grid_of(model):
+        raise ValueError(f"the heads are of {heads.grid}, but the model has {grid_of(model)}")
+    train = encode_pairs(model, pairs)
+    held_out = encode_pairs(model, validation) if validation else []
+    values = nn.Parameter(torch.ones(len(heads), device=device_of(model)))
+    optimizer = torch.optim.AdamW([values], lr=learning_rate, weight_decay=0.0)
+    order = random.Random(seed)
+    run = _Run(model, heads, train, held_out)
+    run.note(0, values, _mean(target_losses(model, train, progress=False)))
+    if not math.isfinite(run.rows[0]["train_nll"]):
+        raise ValueError(
+            "the loss is not finite before training; load the model in float32 or bfloat16"
+        )
+    stopped = "epochs"
+    steps = math.ceil(len(train) / batch_size)
+    with tqdm(total=epochs * steps, unit="batch", disable=not progress) as bar, frozen(model):
+        for epoch in range(1, epochs + 1):
+            shuffled = order.sample(train, len(train))
+            loss = 0.0
+            for start in range(0, len(shuffled), batch_size):
+                batch = shuffled[start : start + batch_size]
+                group = start // batch_size
+                ends = (group + 1) % accumulation == 0 or start + batch_size >= len(shuffled)
+                loss += run.backward(values, batch, accumulation)
+                if not math.isfinite(loss):
+                    break
+                if ends:
+                    optimizer.step()
+                    optimizer.zero_grad()
+                    with torch.no_grad():
+                        values.lerp_(torch.ones_like(values), learning_rate * weight_decay)
+                bar.update()
+            if not math.isfinite(loss) or not torch.isfinite(values).all():
+                stopped = "nan"
+                break
+            run.note(epoch, values, loss / len(train))
+            bar.set_postfix(train=f"{run.rows[-1]['train_nll']:.3f}")
+            if patience is not None and epoch - run.best_epoch >= patience:
+                stopped = "patience"
+                break
+    settings = {
+        "epochs": epochs,
+        "learning_rate": learning_rate,
+        "batch_size": batch_size,
+        "accumulation": accumulation,
+        "weight_decay": weight_decay,
+        "patience": patience,
+        "seed": seed,
+        "pairs": len(train),
+        "validation": len(held_out),
+        "kept_epoch": run.best_epoch,
+    }
+    card = {"model": card_of(model), "settings": settings}
+    factors = scattered(heads, run.best).detach().cpu()
+    return TunedMask(factors, heads, pd.DataFrame(run.rows), stopped, card)
+
+
+def scattered(heads: HeadSet, values: Float[Tensor, " head"]) -> Float[Tensor, "layer n_heads"]:
+    """A mask of ones with ``values`` at the heads; differentiable with respect to them."""
+    ones = torch.ones(heads.grid.size, device=values.device)
+    places = torch.tensor(heads.flat_indices(), device=values.device)
+    return ones.index_put((places,), values).reshape(heads.grid.shape)
+
+
+class _Run:
+    """What a training run knows: its data, its history, the best factors so far."""
+
+    def __init__(
+        self,
+        model: LensModel,
+        heads: HeadSet,
+        train: Sequence[EncodedPair],
+        held_out: Sequence[EncodedPair],
+    ) -> None:
+        self.model, self.heads, self.train, self.held_out = model, heads, train, held_out
+        self.layers = sorted({head.layer for head in heads})
+        self.rows: list[dict[str, Any]] = []
+        self.best, self.best_epoch, self.best_loss = torch.ones(len(heads)), 0, math.inf
+
+    def backward(self, values: Tensor, batch: Sequence[EncodedPair], accumulation: int) -> float:
+        """Add the gradient of a batch; returns the sum of its losses."""
+        with masked(self.model, HeadMask(scattered(self.heads, values)), self.layers):
+            nll = pair_nll(self.model, batch)
+            (nll.mean() / accumulation).backward()
+        return float(nll.detach().sum())
+
+    def note(self, epoch: int, values: Tensor, train_nll: float) -> None:
+        """Write an epoch down; keep its factors if they are the best on validation, or the last without one."""
+        valid = float("nan")
+        if self.held_out:
+            mask = HeadMask(scattered(self.heads, values.detach()).cpu())
+            valid = _mean(target_losses(self.model, self.held_out, mask, progress=False))
+        self.rows.append({"epoch": epoch, "train_nll": train_nll, "valid_nll": valid})
+        if not self.held_out or valid < self.best_loss:
+            self.best, self.best_epoch, self.best_loss = values.detach().clone(), epoch, valid
+
+
+def _mean(values: Tensor) -> float:
+    return float(values.mean())
+
+
+def _check(
+    heads: HeadSet,
+    epochs: int,
+    learning_rate: float,
+    batch_size: int,
+    accumulation: int,
+    weight_decay: float,
+    patience: int | None,
+    validation: Sequence[Any],
+) -> None:
+    if not len(heads):
+        raise ValueError("there is no head to tune")
+    for name, number in (
+        ("epochs", epochs),
+        ("batch_size", batch_size),
+        ("accumulation", accumulation),
+    ):
+        if number < 1:
+            raise ValueError(f"{name}={number} must be at least 1")
+    if not learning_rate > 0:
+        raise ValueError(f"learning_rate={learning_rate} must be above 0")
+    if not 0 <= weight_decay * learning_rate < 1:
+        raise ValueError(
+            f"weight_decay={weight_decay} must be at least 0, and below 1 / learning_rate"
+        )
+    if patience is not None and (patience < 1 or not validation):
+        raise ValueError(
+            f"patience={patience} needs to be at least 1 and validation pairs to judge by"
+        )
