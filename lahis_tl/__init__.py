@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from lahis_tl.effects import HeadEffects, exact_effects
     from lahis_tl.errors import ArtifactError, CorpusError, LahisError, ModelError
     from lahis_tl.evaluation import TextLosses, perplexity
+    from lahis_tl.export import export_folded, export_ia3
     from lahis_tl.gate import Competence, competence
     from lahis_tl.generation import Generations, Steered, generate, steer
     from lahis_tl.gradients import HeadGradients, head_gradients
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from lahis_tl.means import mean_head_outputs
     from lahis_tl.models import load_model
     from lahis_tl.overlaps import HeadOverlap, head_overlap
+    from lahis_tl.pairs import target_losses
+    from lahis_tl.questions import Question, load_questions, split_by_paragraph
     from lahis_tl.scores import HeadScores, register_score, score, score_methods
     from lahis_tl.selection import LanguageHeads, language_heads
     from lahis_tl.sequential import UntilSure, score_until
@@ -41,6 +44,7 @@ if TYPE_CHECKING:
     from lahis_tl.tasks import Task, continuation_tasks, instruction_tasks, summary_tasks
     from lahis_tl.tested import SpecificityTest, specificity_test
     from lahis_tl.transfer import Conflict, TransferAnswers, conflicts, transfer_answers
+    from lahis_tl.tuning import TunedMask, tune_mask
     from lahis_tl.verified import VerifiedScores, verified_scores
 
 __version__ = version("lahis-tl")
@@ -84,6 +88,10 @@ _HOME = {
     "confusion": ["judge_text", "judge_texts", "pass_rates"],
     "gate": ["Competence", "competence"],
     "tasks": ["Task", "continuation_tasks", "instruction_tasks", "summary_tasks"],
+    "tuning": ["TunedMask", "tune_mask"],
+    "pairs": ["target_losses"],
+    "questions": ["Question", "load_questions", "split_by_paragraph"],
+    "export": ["export_folded", "export_ia3"],
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
@@ -109,6 +117,7 @@ __all__ = [
     "LanguageHeads",
     "LanguageIdentifier",
     "ModelError",
+    "Question",
     "ScoreCertainty",
     "Selectivity",
     "SpecificityTest",
@@ -117,6 +126,7 @@ __all__ = [
     "Task",
     "TextLosses",
     "TransferAnswers",
+    "TunedMask",
     "UntilSure",
     "VerifiedScores",
     "ablation_effect",
@@ -126,6 +136,8 @@ __all__ = [
     "conflicts",
     "continuation_tasks",
     "exact_effects",
+    "export_folded",
+    "export_ia3",
     "generate",
     "grid_of",
     "head_gradients",
@@ -141,6 +153,7 @@ __all__ = [
     "load",
     "load_corpus",
     "load_model",
+    "load_questions",
     "logit_lens",
     "masked",
     "matched_random_heads",
@@ -156,16 +169,19 @@ __all__ = [
     "score_until",
     "selectivity",
     "specificity_test",
+    "split_by_paragraph",
     "steer",
     "summary_tasks",
     "sweep_factors",
     "sweep_heads",
     "switched_gradients",
     "switched_perplexity",
+    "target_losses",
     "text_nll",
     "token_nll",
     "tokenizer_of",
     "transfer_answers",
+    "tune_mask",
     "verified_scores",
 ]
 

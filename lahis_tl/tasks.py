@@ -153,7 +153,7 @@ def instruction_tasks(
         ValueError: a language without requests, or ``chat=True`` where there is no template.
     """
     requests, leads = _data("prompts")["instruction"], _data("prompts")["answer"]
-    _require(languages, leads, "instructions")
+    _require(languages, next(iter(requests.values())), "a set of instructions")
     if n is not None and not 0 < n <= len(requests):
         raise ValueError(f"n={n}: there are {len(requests)} instructions")
     tokenizer = tokenizer_of(model)
