@@ -65,8 +65,8 @@ def run(
     """Answers to unseen paragraphs' questions, under masks that were tuned on others.
 
     Args:
-        n, max_tokens: texts a language of the bundled corpus that heads are scored on, and where they are cut; questions'
-            paragraphs are not among them.
+        n, max_tokens: texts a language of the bundled corpus that heads are scored on, and where they are cut;
+            paragraphs that are asked about are not among them.
         source: of ``load_questions``.
         shares: of the paragraphs for training, validation (which keeps the best epoch) and testing.
         training_seeds: orders of the training pairs, for the best heads; random sets have one each.

@@ -1,5 +1,6 @@
 """The command line, called as a user calls it."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -274,6 +275,72 @@ def test_steer_shows_and_keeps_both_texts(scored, checkpoint, tmp_path):
 def test_steer_names_bad_input(scored, checkpoint, tmp_path, arguments, message):
     file = lt.language_heads(lt.load(scored / "scores"), quantile=0.8).save(tmp_path / "heads")
     found = run("steer", checkpoint("llama"), *[file if a == "HEADS" else a for a in arguments])
+    assert found.exit_code != 0
+    assert message in " ".join(
+        (found.output + str(found.exception or "")).replace("│", " ").split()
+    )
+
+
+def test_tune_and_export(checkpoint, tmp_path):
+    model, pairs = checkpoint("llama"), tmp_path / "pairs.jsonl"
+    lines = [
+        {"prompt": "le chat the cat", "target": " der hund"},
+        {"prompt": "the house", "target": " la"},
+    ]
+    pairs.write_text("\n".join(json.dumps(line) for line in lines * 5))
+    tuned = run(
+        "tune",
+        model,
+        pairs,
+        "--heads",
+        "L0H1,L2H3",
+        "--epochs",
+        2,
+        "-o",
+        tmp_path / "mask",
+        "--quiet",
+    )
+    assert tuned.exit_code == 0, tuned.output
+    assert "2 heads, 9 pairs, 1 for validation" in tuned.output
+    mask = lt.load(tmp_path / "mask")
+    assert set(mask.mask.heads()) <= {(0, 1), (2, 3)}
+    for kind, file in (("folded", "model.safetensors"), ("ia3", "adapter_model.safetensors")):
+        done = run(
+            "export", tmp_path / "mask.safetensors", model, "--kind", kind, "-o", tmp_path / kind
+        )
+        assert done.exit_code == 0, done.output
+        assert (tmp_path / kind / file).is_file()
+        again = run(
+            "export", tmp_path / "mask.safetensors", model, "--kind", kind, "-o", tmp_path / kind
+        )
+        assert isinstance(again.exception, FileExistsError)
+
+
+def test_tune_splits_questions_by_paragraph(tmp_path):
+    from lahis_tl.cli.using import _read_pairs
+
+    path = Path(lt.__file__).parent / "data" / "squad" / "fr.json"
+    train, held_out = _read_pairs(path, "fr", 0.25, 0)
+    assert (len(train), len(held_out)) == (54, 18)
+    paragraph = {prompt.split("\n")[0] for prompt, _ in train}
+    assert not paragraph & {prompt.split("\n")[0] for prompt, _ in held_out}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["tune", "M", "no.jsonl"], "there is no file no.jsonl"),
+        (["tune", "M", "pairs.txt"], "neither JSON lines"),
+        (["tune", "M", "BAD"], 'line 1: not an object with "prompt" and "target"'),
+        (["export", "no.safetensors", "M", "-o", "x"], "there is no file no.safetensors"),
+        (["export", "no.safetensors", "M", "-o", "x", "--kind", "gguf"], "not one of folded, ia3"),
+    ],
+)
+def test_tune_and_export_name_bad_input(checkpoint, tmp_path, arguments, message):
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text("[]\n")
+    named = {"M": checkpoint("llama"), "BAD": bad}
+    found = run(*[named.get(a, a) for a in arguments])
     assert found.exit_code != 0
     assert message in " ".join(
         (found.output + str(found.exception or "")).replace("│", " ").split()

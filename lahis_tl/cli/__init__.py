@@ -1,4 +1,4 @@
-"""The command line: ``lahis-tl demo | score | heads | plot | ablate | steer``."""
+"""The command line: ``lahis-tl demo | score | heads | plot | ablate | steer | tune | export``."""
 
 import sys
 
