@@ -1,5 +1,7 @@
 import json
 
+import numpy as np
+import pandas as pd
 import plotly.graph_objects as go
 import plotly.io as pio
 import pytest
@@ -7,6 +9,7 @@ import torch
 
 import lahis_tl as lt
 from lahis_tl import plots
+from lahis_tl.attention import AttentionMass
 from lahis_tl.scores import HeadScores
 
 SCORES = HeadScores(
@@ -197,3 +200,59 @@ def test_bad_formats_and_missing_browsers_are_explained(tmp_path, monkeypatch):
     ):
         plots.write(plots.heatmap(SCORES), tmp_path / "map.png")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_attention_before_and_after_and_its_difference():
+    shape = (2, 3, 4, 3)
+    before = AttentionMass(("start", "fr", "rest"), draw(*shape), {"model": {"name": "m"}})
+    after = AttentionMass(before.parts, draw(*shape) * 0.5, before.card)
+    figure = plots.attention_change(before, after, "fr", "fr × 3")
+    maps = [trace for trace in figure.data if isinstance(trace, go.Heatmap)]
+    plain, changed, change = (cells(trace) for trace in maps)
+    assert change == pytest.approx(changed - plain, abs=1e-6)
+    assert plain == pytest.approx(before["fr"].mean(0).numpy())
+    assert figure.layout.coloraxis2.cmid == 0
+    assert [a.text for a in figure.layout.annotations[:3]] == ["no mask", "fr × 3", "difference"]
+
+
+def test_heads_that_rest_are_crossed_out():
+    mass = torch.tensor([[[[0.99, 0.01], [0.2, 0.8]]]])
+    both = AttentionMass(("start", "rest"), mass, {})
+    figure = plots.attention_change(both, both, "rest", "nothing")
+    crosses = [trace for trace in figure.data if isinstance(trace, go.Scatter)]
+    assert [(list(t.x), list(t.y)) for t in crosses] == [([0], [0])] * 3
+
+
+def test_a_pattern_shows_its_tokens_as_text():
+    tokens = ["<b>", " chat", "·", "a" * 30]
+    figure = plots.attention_pattern(tokens, torch.eye(4), "L0H0")
+    assert list(figure.layout.xaxis.ticktext) == ["‹b>", " chat", "·", "a" * 13 + "…"]
+    assert figure.layout.yaxis.autorange == "reversed"
+
+
+def test_a_square_keeps_one_order_and_leaves_gaps():
+    table = pd.DataFrame({"a": ["fr", "de"], "b": ["de", "fr"], "v": [1.0, -1.0]})
+    figure = plots.square(table, ("a", "b", "v"), "T", "about", "bar", ("rows", "columns"))
+    (trace,) = figure.data
+    assert list(trace.x) == list(trace.y) == ["fr", "de"]
+    values = np.array(trace.z, dtype=float)
+    assert np.isnan(values.diagonal()).all()
+    assert (values[0, 1], values[1, 0]) == (1.0, -1.0)
+    assert trace.zmid == 0
+
+
+def test_tuning_marks_the_kept_epoch():
+    history = pd.DataFrame(
+        {"epoch": [0, 1, 2], "train_nll": [3.0, 2.0, 1.0], "valid_nll": [3.0, 2.5, 2.8]}
+    )
+    grid = lt.HeadGrid(1, 2)
+    tuned = lt.TunedMask(
+        torch.ones(1, 2),
+        lt.HeadSet(grid, ["L0H1"]),
+        history,
+        card={"settings": {"kept_epoch": 1, "pairs": 7}},
+    )
+    figure = plots.tuning(tuned)
+    assert figure.layout.shapes[0].x0 == 1
+    assert "1 heads, 7 pairs" in figure.layout.title.text
+    assert list(figure.data[1].y) == [3.0, 2.5, 2.8]

@@ -10,6 +10,7 @@ from lahis_tl.plots.evidence import (
     set_effect,
     square,
     sweep,
+    tuning,
 )
 from lahis_tl.plots.maps import difference, heads_per_layer, heatmap, language_counts, overlap
 from lahis_tl.plots.page import write, write_page
@@ -36,6 +37,7 @@ __all__ = [
     "set_effect",
     "square",
     "sweep",
+    "tuning",
     "write",
     "write_page",
 ]

@@ -13,6 +13,7 @@ from lahis_tl.plots.style import CATEGORICAL, DIVERGING, SEQUENTIAL, about_card,
 from lahis_tl.scores import HeadScores
 from lahis_tl.statistics import ScoreCertainty, rank_correlation
 from lahis_tl.sweeps import Sweep
+from lahis_tl.tuning import TunedMask
 
 GREY = "#999999"
 _NATS = "rise of the loss (nats per token)"
@@ -323,3 +324,29 @@ def curves(
     figure.update_layout(width=720, height=440, legend_title=names.get("legend", ""))
     figure.update_xaxes(title_text=names.get("x_title", ""))
     return figure.update_yaxes(title_text=names.get("y_title", ""))
+
+
+def tuning(tuned: TunedMask) -> go.Figure:
+    """The loss of the targets over the epochs of a tuned mask; the epoch that was kept is marked."""
+    history, kept = tuned.history, tuned.card.get("settings", {}).get("kept_epoch")
+    figure = go.Figure()
+    for i, (column, name) in enumerate((("train_nll", "training"), ("valid_nll", "validation"))):
+        figure.add_trace(
+            go.Scatter(
+                x=history["epoch"],
+                y=history[column],
+                name=name,
+                mode="lines+markers",
+                line={"color": CATEGORICAL[i]},
+                marker={"symbol": i},
+                hovertemplate=f"{name}, epoch %{{x}}: %{{y:.3f}}<extra></extra>",
+            )
+        )
+    if kept is not None:
+        figure.add_vline(x=kept, line={"dash": "dot", "color": GREY}, annotation_text="kept")
+    settings = tuned.card.get("settings", {})
+    about = f"{len(tuned.heads)} heads, {settings.get('pairs', '?')} pairs"
+    dress(figure, "Tuning a head mask", about_card(tuned.card, about))
+    figure.update_layout(width=680, height=400, legend_title="pairs")
+    figure.update_xaxes(title_text="epoch", dtick=1)
+    return figure.update_yaxes(title_text="loss of the targets (nats per token)")

@@ -1,0 +1,115 @@
+"""Time and memory of a tuning step against the floor: a bare forward and an activation-only backward pass.
+
+The floor is the Hugging Face model with SDPA on the same padded batches, no mask, the loss over the targets' tokens
+through its full logits; ours trains the factors of 20 heads. Timed in turn within one process.
+
+    python -m analyses.benchmark_tuning
+"""
+
+import argparse
+import statistics
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import nn
+
+import lahis_tl as lt
+from analyses.benchmark import _needs_grad, _peak_mb, _seconds
+from analyses.result import Result
+from lahis_tl.access import frozen
+from lahis_tl.models.sources import open_source
+from lahis_tl.pairs import EncodedPair, encode_pairs, pad_pairs
+from lahis_tl.questions import load_questions, question_pair
+from lahis_tl.tuning import _Run
+
+
+def floor_steps(hf: Any, batches: list[list[EncodedPair]]) -> None:
+    """One forward and one activation-only backward pass a batch."""
+    with _needs_grad(hf.get_input_embeddings()):
+        for batch in batches:
+            ids, mask, wanted = pad_pairs(batch)
+            logits = hf(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1]
+            nll = nn.functional.cross_entropy(logits[wanted].float(), ids[:, 1:][wanted])
+            nll.backward()
+
+
+def tuning_steps(
+    model: lt.access.LensModel, batches: list[list[EncodedPair]], heads: lt.HeadSet
+) -> None:
+    """An epoch of ``tune_mask`` by its own inner step."""
+    values = nn.Parameter(torch.ones(len(heads)))
+    optimizer = torch.optim.AdamW([values], lr=1e-2, weight_decay=0.0)
+    run = _Run(model, heads, [], [])
+    with frozen(model):
+        for batch in batches:
+            run.backward(values, batch, 1)
+            optimizer.step()
+            optimizer.zero_grad()
+
+
+def run(
+    languages: tuple[str, ...] = ("en", "zh"),
+    backends: tuple[str, ...] = ("hooked", "bridge"),
+    batch_size: int = 4,
+    batches: int = 3,
+    repeats: int = 3,
+    dtype: str = "float32",
+) -> Result:
+    """Seconds a step and peak memory over the weights, and their ratios, on the bundled questions.
+
+    Heads are spread over all layers, so that the gradient runs through the whole model: the dearest choice.
+    """
+    if lt.models.transformer_lens_version().major >= 4:
+        backends = ("bridge",)
+    options: dict[str, Any] = {"revision": None, "trust_remote_code": False}
+    source = open_source(
+        "smollm2", dtype=getattr(torch, dtype), device=torch.device("cpu"), **options
+    )
+    source.hf.requires_grad_(False).set_attn_implementation("sdpa")
+    rows = []
+    for backend in backends:
+        model = lt.load_model("smollm2", dtype=dtype, backend=backend)
+        grid = lt.grid_of(model)
+        heads = lt.HeadSet.from_flat(grid, range(0, grid.size, grid.size // 20))
+        for code in languages:
+            questions = load_questions(languages=[code])[code][: batch_size * batches]
+            pairs = encode_pairs(model, [question_pair(q) for q in questions])
+            split = [pairs[i : i + batch_size] for i in range(0, len(pairs), batch_size)]
+            ways = {
+                "floor": lambda split=split: floor_steps(source.hf, split),
+                "ours": lambda split=split, m=model, h=heads: tuning_steps(m, split, h),
+            }
+            times: dict[str, list[float]] = {name: [] for name in ways}
+            for way in ways.values():
+                way()  # warms caches up
+            for _ in range(repeats):
+                for name, way in ways.items():
+                    times[name].append(_seconds(way) / len(split))
+            memory = {name: _peak_mb(way) for name, way in ways.items()}
+            median = {name: statistics.median(values) for name, values in times.items()}
+            ratios = [a / b for a, b in zip(times["ours"], times["floor"], strict=True)]
+            rows.append(
+                {"class": type(model).__name__, "language": code}
+                | {"tokens_a_pair": sum(len(p.ids) for p in pairs) / len(pairs)}
+                | {"floor_s": median["floor"], "ours_s": median["ours"]}
+                | {"ours/floor": statistics.median(ratios), "low": min(ratios), "high": max(ratios)}
+                | {"floor_mb": memory["floor"], "ours_mb": memory["ours"]}
+            )
+    table = pd.DataFrame(rows)
+    worst = table["ours/floor"].max()
+    verdict = (
+        f"A tuning step of {batch_size} pairs takes {table['ours/floor'].min():.2f} to {worst:.2f} of a bare "
+        f"forward and activation-only backward pass in {dtype}."
+    )
+    return Result("benchmark_tuning", {"steps": table}, {}, verdict)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--repeats", type=int, default=3)
+    given = parser.parse_args()
+    print(run(dtype=given.dtype, repeats=given.repeats))
