@@ -54,6 +54,56 @@ def test_scores_follow_exact_ablation(model):
     assert found["second_order"] > 0.8
 
 
+def test_french_text_is_written_cached_batched_and_alone_alike(model):
+    prompts = ["La ville de Paris est", "The weather", "Il était une fois, dans un petit village,"]
+    options = {"max_new_tokens": 16, "progress": False}
+    together = lt.generate(model, prompts, **options)
+    assert [lt.generate(model, p, use_cache=False, **options)[0] for p in prompts] == list(together)
+    assert lt.language_identifier()(prompts[2] + together.texts[2])[0] == "fr"
+    ones = lt.generate(model, prompts, lt.HeadMask.ones(lt.grid_of(model)), **options)
+    assert list(ones) == list(together)
+
+
+def test_conflicts_are_asked_and_attention_is_shared_out(model):
+    items = [item for pair in (("fr", "en"), ("zh", "hi")) for item in lt.conflicts(*pair, n=1)]
+    found = lt.transfer_answers(model, items, progress=False)
+    assert (found.ranks >= 1).all()
+    spans = [{"first": item.spans[0], "second": item.spans[1]} for item in items]
+    mass = lt.attention_mass(model, [item.prompt for item in items], spans, progress=False)
+    torch.testing.assert_close(mass.mass.sum(-1), torch.ones(6, 30, 9), atol=1e-4, rtol=0)
+    assert (mass["first"].amax((1, 2)) > 0.05).all(), "some head looks at the first statement"
+
+
+def test_a_mask_ships_as_folded_checkpoint_and_as_adapter(model, tmp_path):
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    pairs = [("The capital of France is", " Paris"), ("Die Hauptstadt von Italien ist", " Rom")]
+    heads = lt.HeadSet.from_flat(lt.grid_of(model), range(3, 270, 14))
+    tuned = lt.tune_mask(model, pairs, heads, epochs=3, learning_rate=0.1, progress=False)
+    assert tuned.history["train_nll"].iloc[-1] < tuned.history["train_nll"].iloc[0] - 0.1
+    prompt = "La capitale de l'Espagne est"
+    ids = torch.tensor([lt.tokenizer_of(model)(prompt)["input_ids"]])
+    with torch.no_grad(), lt.masked(model, tuned.mask):
+        expected = model(ids, attention_mask=torch.ones_like(ids))
+    folded = AutoModelForCausalLM.from_pretrained(
+        lt.export_folded(tuned, "smollm2", tmp_path / "folded")
+    ).eval()
+    assert float((folded(ids).logits - expected).abs().max()) <= 1e-4
+    whole = folded.generate(ids, max_new_tokens=10, do_sample=False, pad_token_id=0)[
+        0, ids.shape[1] :
+    ]
+    found = lt.generate(model, prompt, tuned.mask, max_new_tokens=10, progress=False)[0]
+    assert list(found.tokens) == whole.tolist()[: len(found.tokens)]
+    plain = AutoModelForCausalLM.from_pretrained(
+        lt.export_folded(lt.HeadMask.ones(lt.grid_of(model)), "smollm2", tmp_path / "plain")
+    )
+    adapter = PeftModel.from_pretrained(
+        plain, lt.export_ia3(tuned, "smollm2", tmp_path / "adapter")
+    )
+    assert float((adapter.eval()(ids).logits - expected).abs().max()) <= 1e-4
+
+
 def test_the_demo_command(tmp_path):
     result = CliRunner().invoke(
         cli.app,
