@@ -93,7 +93,10 @@ def run(
         if first != second
         for item in conflicts(first, second, relations, prompts, question=question, seed=seed)
     ]
-    drawn = {c: lt.matched_random_heads(s, draws, seed=seed) for c, s in sets.items()}
+    drawn = {
+        c: lt.matched_random_heads(s, draws, match="nearest", exclude=heads.general, seed=seed)
+        for c, s in sets.items()
+    }
     n_draws = min(map(len, drawn.values()))
     doses = {ENHANCED: (enhance, 1.0), WEAKENED: (1.0, weaken), BOTH: (enhance, weaken)}
 
@@ -166,8 +169,9 @@ def report(
     overall = pd.DataFrame([_condition(rows, name) for name in (NONE, *CONDITIONS)])
     pairs = pd.DataFrame(
         [
-            {"first": key[0], "second": key[1], **_condition(group, BOTH)}  # type: ignore[index]
+            {"first": key[0], "second": key[1], **_condition(group, name)}  # type: ignore[index]
             for key, group in rows.groupby(["first", "second"], sort=False)
+            for name in (NONE, *CONDITIONS)
         ]
     )
     relations = pd.DataFrame(
@@ -178,8 +182,9 @@ def report(
         ]
     )
     sweep = pd.DataFrame(_sweep_rows(rows))
+    both = under(pairs, BOTH)
     tables = {"conditions": overall, "pairs": pairs, "relations": relations, "sweep": sweep}
-    return tables, _figures(rows, tables, card), _verdict(overall, pairs, len(plain))
+    return tables, _figures(rows, tables, card), _verdict(overall, both, len(plain))
 
 
 def _condition(rows: pd.DataFrame, condition: str) -> dict[str, Any]:
@@ -228,7 +233,8 @@ def _sweep_rows(rows: pd.DataFrame) -> list[dict[str, Any]]:
 def _figures(
     rows: pd.DataFrame, tables: Mapping[str, pd.DataFrame], card: Mapping[str, Any]
 ) -> dict[str, go.Figure]:
-    overall, pairs, sweep = tables["conditions"], tables["pairs"], tables["sweep"]
+    overall, sweep = tables["conditions"], tables["sweep"]
+    pairs = under(tables["pairs"], BOTH)
     n = int(overall["prompts"].iloc[0])
     about = lt.plots.about_card(card, f"{n} prompts, {len(pairs)} ordered pairs of languages")
     random = rows.query("draw >= 0")

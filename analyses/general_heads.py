@@ -15,7 +15,15 @@ import pandas as pd
 import plotly.graph_objects as go
 
 import lahis_tl as lt
-from analyses.generating import NONE, Conditions, against_random, generate_under, random_changes
+from analyses.generating import (
+    NONE,
+    Conditions,
+    against_random,
+    drawn_sets,
+    generate_under,
+    labels_of,
+    random_changes,
+)
 from analyses.result import (
     Parts,
     Result,
@@ -65,6 +73,8 @@ def run(
     """
     if measure not in MEASURES:
         raise ValueError(f"measure {measure!r} is not one of {', '.join(MEASURES)}")
+    if measure == "bertscore":
+        bert_scores([], [])  # not installed? Better now than after all is written
     model = model_of(model, dtype=dtype)
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "progress": progress}
     grads, heads, testing = choose_and_set_aside(
@@ -87,17 +97,19 @@ def run(
         SPECIFIC: {code: heads.specific[code] for code in languages},
     }
     card = {"model": grads.card["model"], "heads": heads.card, "rule": heads.rule, "factor": factor}
+    card |= {"sets": labels_of(conditions), "method": method, "max_new_tokens": max_new_tokens}
     card |= {"writes": gate.writes, "measure": measure, "source": source, "seed": seed}
+    drawn = drawn_sets(conditions, heads.general, draws, seed)
     records = generate_under(
         model,
         tasks,
         conditions,
+        drawn,
         factor=factor,
-        draws=draws,
         identify=identify,
         second=None,
         seed=seed,
-        parts=Parts(checkpoint, card | options | {"tasks": [task.prompt for task in tasks]}),
+        parts=Parts(checkpoint, card | {"tasks": [task.prompt for task in tasks]}),
         **options,
     )
     if measure == "bertscore":
@@ -137,7 +149,11 @@ def report(
         f"{row['random_change']:+.1f}, p {row['p']:.2g})"
         for row in off
     ]
-    verdict = f"{MEASURES[measure]} of {n} summaries without a mask: {plain['value']:.1f}. Change: {'; '.join(parts)}."
+    verdict = (
+        f"{MEASURES[measure]} of {n} summaries in {', '.join(card['writes'])} without a mask: {plain['value']:.1f}. "
+        f"Change: {'; '.join(parts)}. The least p that {off[0]['draws']} random sets allow is "
+        f"{1 / (off[0]['draws'] + 1):.2g}."
+    )
     return {"effects": effects, "languages": languages}, {"effect": figure}, verdict
 
 

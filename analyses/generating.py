@@ -12,7 +12,7 @@ from analyses.result import Parts, means_by_draw, under
 from lahis_tl.access import LensModel
 from lahis_tl.confusion import judge_texts
 from lahis_tl.identify import LanguageIdentifier
-from lahis_tl.statistics import empirical_p, mean_interval
+from lahis_tl.statistics import Interval, empirical_p, mean_interval
 from lahis_tl.tasks import Task
 
 NONE = "no mask"
@@ -20,20 +20,53 @@ NONE = "no mask"
 Conditions = Mapping[str, Mapping[str, lt.HeadSet]]
 
 
+def drawn_sets(
+    conditions: Conditions, general: lt.HeadSet, draws: int, seed: int
+) -> dict[str, dict[str, list[lt.HeadSet]]]:
+    """For each condition and language, matched random sets; never general heads, which break any text.
+
+    Raises:
+        ValueError: a condition without heads in a language, or one that cannot be matched.
+    """
+    found: dict[str, dict[str, list[lt.HeadSet]]] = {}
+    for condition, sets in conditions.items():
+        empty = [code for code, members in sets.items() if not len(members)]
+        if empty:
+            raise ValueError(
+                f"{condition}: there are none for {', '.join(empty)}; take another rule, a larger fraction or "
+                "other languages"
+            )
+        exclude = [head for head in general if not any(head in s for s in sets.values())]
+        by_set = {
+            members: lt.matched_random_heads(
+                members, draws, match="nearest", exclude=exclude, seed=seed
+            )
+            for members in set(sets.values())
+        }
+        fewest = min(map(len, by_set.values()))
+        found[condition] = {code: by_set[members][:fewest] for code, members in sets.items()}
+    return found
+
+
+def labels_of(conditions: Conditions) -> dict[str, dict[str, list[str]]]:
+    """What the heads of each condition are, for cards."""
+    return {name: {c: s.labels for c, s in sets.items()} for name, sets in conditions.items()}
+
+
 def generate_under(
     model: LensModel,
     tasks: Sequence[Task],
     conditions: Conditions,
+    drawn: Mapping[str, Mapping[str, Sequence[lt.HeadSet]]],
     *,
     factor: float,
-    draws: int,
     identify: LanguageIdentifier,
     second: LanguageIdentifier | None,
     seed: int,
     parts: Parts,
     **options: Any,
 ) -> list[dict[str, Any]]:
-    """Every prompt without a mask, under each condition, and under ``draws`` matched random sets for each condition.
+    """Every prompt without a mask, under each condition, and under each of its matched random sets.
 
     Returns:
         one row a prompt, condition and draw (-1: no random set), with the text and its measures.
@@ -63,12 +96,8 @@ def generate_under(
     found = ask(None, NONE, -1)
     for condition, sets in conditions.items():
         found += ask(sets, condition, -1)
-        drawn = {
-            members: lt.matched_random_heads(members, draws, seed=seed)
-            for members in set(sets.values())
-        }
-        for draw in range(min(map(len, drawn.values()))):
-            found += ask({c: drawn[members][draw] for c, members in sets.items()}, condition, draw)
+        for draw in range(len(next(iter(drawn[condition].values())))):
+            found += ask({c: each[draw] for c, each in drawn[condition].items()}, condition, draw)
     return found
 
 
@@ -82,7 +111,8 @@ def against_random(
         by: a column; one row for each of its values.
 
     Returns:
-        condition, ``by``, value, change with its paired interval over prompts, random_change, p, texts, draws.
+        condition, ``by``, value, change with its paired interval over prompts (translations of one count as one),
+        random_change, p (at least 1 / (draws + 1)), texts, prompts, draws.
     """
     groups = [(None, rows)] if by is None else list(rows.groupby(by, sort=False))
     table = []
@@ -96,7 +126,10 @@ def against_random(
         for condition, direction in expected.items():
             of = under(moved, condition)
             own, random = of.query("draw < 0"), of.query("draw >= 0")
-            change = mean_interval(torch.tensor(own["change"].to_numpy()))
+            # Translations of one prompt are no independent witnesses.
+            each = [float(g["change"].mean()) for _, g in own.groupby(["task", "id"], sort=False)]
+            spread = mean_interval(torch.tensor(each))
+            change = Interval(float(own["change"].mean()), spread.lower, spread.upper)
             drawn = torch.tensor(means_by_draw(random, "change"))
             table.append(
                 {"condition": condition, **named}
@@ -104,7 +137,7 @@ def against_random(
                 | {"change": change.value, "lower": change.lower, "upper": change.upper}
                 | {"random_change": float(drawn.mean())}
                 | {"p": empirical_p(direction * change.value, direction * drawn)}
-                | {"texts": len(own), "draws": len(drawn)}
+                | {"texts": len(own), "prompts": len(each), "draws": len(drawn)}
             )
     return pd.DataFrame(table)
 

@@ -98,8 +98,8 @@ class Parts:
         """The rows of that name: read if they are there, else made and kept."""
         if self.folder is None:
             return make()
-        path = self.folder / name.replace(" ", "_")
-        if path.with_suffix(".jsonl").exists():
+        path = self.folder / f"{name.replace(' ', '_')}.jsonl"
+        if path.exists():
             return load_records(path)[0]
         found = make()
         save_records(path, found, {})
@@ -136,6 +136,12 @@ def choose_and_set_aside(
         else lt.language_heads(lt.score(grads, method), rule, **rule_options)
     )
     return grads, heads, rest.sample(test_texts, seed=seed)
+
+
+def scored_ids(languages: Sequence[str], n: int, seed: int) -> frozenset[str]:
+    """Ids of the bundled texts that ``choose_and_set_aside`` scores."""
+    scoring, _ = lt.load_corpus("bundled", languages).split(n, seed=seed)
+    return frozenset(scoring.ids or ())
 
 
 def under(rows: pd.DataFrame, condition: str) -> pd.DataFrame:

@@ -220,7 +220,8 @@ def report(
         ]
     )
     costs = pd.DataFrame(card["costs"])
-    parameters = costs.groupby("condition")["parameters"].first()
+    parameters = dict(zip(costs["condition"], costs["parameters"], strict=True))
+    parameters[OTHER] = parameters[BEST]
     conditions.insert(
         2, "parameters", conditions["condition"].map(parameters).fillna(0).astype(int)
     )

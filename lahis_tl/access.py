@@ -28,6 +28,9 @@ class ModelRecord:
 
     tokenizer: Any = None
     card: dict[str, Any] = field(default_factory=dict)
+    ends: frozenset[int] = (
+        frozenset()
+    )  # tokens that close a text, by the checkpoint's generation config
 
 
 _records: "WeakKeyDictionary[nn.Module, ModelRecord]" = WeakKeyDictionary()
@@ -89,7 +92,7 @@ def layer_points(model: LensModel, name: str) -> list[nn.Module]:
             raise ModelError(
                 f"{model_name(model)} gives no per-head output: {len(missing)} of {len(names)} layers "
                 f"lack a hook such as {missing[0]!r}. Models without softmax attention heads in every "
-                "layer (state-space, hybrid) cannot be masked head by head."
+                "layer (state-space, hybrid) cannot be masked or looked at head by head."
             )
         points[name] = [table[each] for each in names]
     return points[name]
@@ -114,6 +117,13 @@ def tokenizer_of(model: LensModel) -> Any:
             "pass token ids, or set model.tokenizer."
         )
     return tokenizer
+
+
+def end_tokens(model: LensModel) -> frozenset[int]:
+    """Tokens that close a generated text: the tokenizer's own, and those of the checkpoint (a chat turn's end)."""
+    record, own = _records.get(model), getattr(tokenizer_of(model), "eos_token_id", None)
+    known = record.ends if record else frozenset[int]()
+    return known if own is None else known | {int(own)}
 
 
 def context_length(model: LensModel) -> int | None:

@@ -20,13 +20,14 @@ from lahis_tl.access import (
     model_name,
     run_layers,
     tokenizer_of,
+    unembedding_of,
 )
 from lahis_tl.artifacts import Artifact, Card
 from lahis_tl.cards import card_of
 from lahis_tl.errors import ModelError
-from lahis_tl.generation import Masks, decoding_groups, mask_rows, prompt_ids
 from lahis_tl.heads import Head, HeadGrid, HeadLike, HeadSet
 from lahis_tl.masks import HeadMask, hooked_points, masked
+from lahis_tl.prompts import Masks, decoding_groups, mask_rows, prompt_ids
 
 Spans = Mapping[str, tuple[int, int]]
 START, REST = "start", "rest"
@@ -199,6 +200,7 @@ def last_patterns(
         return keep
 
     points = layer_points(model, "attn.hook_pattern")
+    unembedding_of(model)  # probes the model once, which the hooks are not to see
     ids = pad_sequence([torch.tensor(list(row)) for row in token_ids], batch_first=True)
     with (
         nullcontext() if mask is None else masked(model, mask),
@@ -230,6 +232,7 @@ def head_pattern(
     (ids,) = prompt_ids(model, [text], 0)
     kept: list[Tensor] = []
     point = layer_points(model, "attn.hook_pattern")[parsed.layer]
+    unembedding_of(model)  # as above
     with (
         nullcontext() if mask is None else masked(model, mask),
         hooked_points([point], {0: lambda p: kept.append(p[0, parsed.head].float().cpu())}),
@@ -254,4 +257,4 @@ def readable_tokens(tokenizer: Any, ids: Sequence[int]) -> list[str]:
             continue  # not yet whole
         shown += [piece, *["·"] * (i - start)]
         start = i + 1
-    return shown + ["\ufffd"] * (len(ids) - len(shown))
+    return shown

@@ -21,6 +21,14 @@ from lahis_tl.statistics import Interval, wilson_interval
 _LEAST_WORDS, _LEAST_CHARACTERS = 5, 10
 _LEAST_CONFIDENCE = 0.3
 _UNSPACED = frozenset({"Hans", "Hant", "Jpan", "Thai", "Khmr", "Laoo", "Mymr", "Tibt"})
+_UNSPACED_BLOCKS = (
+    ("\u0e00", "\u0fff"),  # Thai, Lao, Tibetan
+    ("\u1000", "\u109f"),  # Burmese
+    ("\u1780", "\u17ff"),  # Khmer
+    ("\u3040", "\u30ff"),  # kana
+    ("\u3400", "\u9fff"),  # Chinese characters
+    ("\uf900", "\ufaff"),
+)
 _LATIN_WORD = re.compile(r"(?<![A-Za-z])[a-z]{4,}(?![A-Za-z])")
 
 
@@ -55,31 +63,32 @@ def judge_text(
         reference: a text to compare with.
 
     Returns:
-        ``identified`` the language of the whole text, ``und`` if none is clear; ``letterless``: fewer than five
-        words (ten characters where words have no spaces), so that nothing can be identified;
-        ``line_pass``: not letterless, and every line long enough to tell is in the language;
+        ``identified`` the language of the whole text, ``und`` if none is clear; ``short``: neither five words nor
+        ten letters of a script without spaces, so that nothing can be identified; ``empty``: no letter;
+        ``line_pass``: not short, and every line long enough to tell is in the language;
         ``word_pass``: no lower-case Latin word of four letters or more (None in languages of Latin script);
         ``passes``: both, and not repetitive; ``distinct_3``: share of different ones among the text's 3-grams of
         words (characters), 0 without any; ``repetitive``: below one half; ``copy_rate``: share of the text's
         3-grams that the prompt has; ``chrf``: against the reference, 0 to 100 (Popović 2015), None without one;
-        ``agree``: both identifiers name one language for the whole text, None without a second.
+        ``agree``: both identifiers name one language for the whole text, None without a second or where neither knows.
     """
     expected, script = macrolanguage(language), script_of(language)
     units = _units(text, script)
-    letterless = len(units) < _least(script)
+    short = not _long_enough(text)
     whole, _ = _identified(identify, text)
-    lines = [line for line in text.splitlines() if len(_units(line, script)) >= _least(script)]
-    line_pass = not letterless and all(
+    lines = [line for line in text.splitlines() if _long_enough(line)]
+    line_pass = not short and all(
         _identified(identify, line)[0] == expected for line in lines or [text]
     )
-    word_pass = None if script == "Latn" else not letterless and not _LATIN_WORD.search(text)
+    word_pass = None if script == "Latn" else not short and not _LATIN_WORD.search(text)
     grams = _trigrams(units)
     distinct = len(set(grams)) / len(grams) if grams else 0.0
     repetitive = bool(grams) and distinct < 0.5
     given = set(_trigrams(_units(prompt, script)))
     return {
         "identified": whole,
-        "letterless": letterless,
+        "short": short,
+        "empty": not any(map(str.isalpha, text)),
         "line_pass": line_pass,
         "word_pass": word_pass,
         "passes": line_pass and word_pass is not False and not repetitive,
@@ -87,7 +96,7 @@ def judge_text(
         "repetitive": repetitive,
         "copy_rate": sum(gram in given for gram in grams) / len(grams) if grams else 0.0,
         "chrf": None if reference is None else chrf(text, reference),
-        "agree": None if second is None else whole == _identified(second, text)[0],
+        "agree": _agree(whole, second, text),
     }
 
 
@@ -120,7 +129,7 @@ def pass_rates(judged: pd.DataFrame, by: Sequence[str] = ("language",)) -> pd.Da
 
     ``word_rate`` is over texts that pass line by line, as in the benchmark; ``confusion_rate`` is the harmonic mean of
     both (LCPR), of the first alone in Latin script. Beside them the share of texts that ``passes``, are unknown,
-    letterless or repetitive, means of distinct 3-grams, copy rate and chrF, and the identifiers' agreement.
+    short, empty or repetitive, means of distinct 3-grams, copy rate and chrF, and the identifiers' agreement.
     """
     rows = []
     for key, group in judged.groupby(list(by), sort=False, dropna=False):
@@ -136,7 +145,8 @@ def pass_rates(judged: pd.DataFrame, by: Sequence[str] = ("language",)) -> pd.Da
                 "confusion_rate": line.value if word is None else _harmonic(line.value, word.value),
                 "passes": float(group["passes"].mean()),
                 "unknown": float((group["identified"] == UNKNOWN).mean()),
-                "letterless": float(group["letterless"].mean()),
+                "short": float(group["short"].mean()),
+                "empty": float(group["empty"].mean()),
                 "repetitive": float(group["repetitive"].mean()),
                 "distinct_3": float(group["distinct_3"].mean()),
                 "copy_rate": float(group["copy_rate"].mean()),
@@ -162,8 +172,22 @@ def _harmonic(a: float, b: float) -> float:
     return 2 * a * b / (a + b) if a + b else 0.0
 
 
-def _least(script: str) -> int:
-    return _LEAST_CHARACTERS if script in _UNSPACED else _LEAST_WORDS
+def _long_enough(line: str) -> bool:
+    """Whether its language can be told, whatever it is: words, or letters of a script without spaces."""
+    unspaced = sum(character.isalpha() and _is_unspaced(character) for character in line)
+    return unspaced >= _LEAST_CHARACTERS or len(_units(line, "Latn")) >= _LEAST_WORDS
+
+
+def _is_unspaced(character: str) -> bool:
+    """Chinese, Japanese, Thai, Lao, Burmese, Khmer, Tibetan."""
+    return any(first <= character <= last for first, last in _UNSPACED_BLOCKS)
+
+
+def _agree(whole: str, second: LanguageIdentifier | None, text: str) -> bool | None:
+    if second is None:
+        return None
+    other = _identified(second, text)[0]
+    return None if whole == other == UNKNOWN else whole == other
 
 
 def _units(text: str, script: str) -> list[str]:

@@ -14,16 +14,15 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from lahis_tl.access import LensModel, context_length, grid_of, tokenizer_of
+from lahis_tl.access import LensModel, end_tokens, grid_of, tokenizer_of
 from lahis_tl.artifacts import Card
 from lahis_tl.cards import card_of
 from lahis_tl.decoding import Decoder
 from lahis_tl.errors import ArtifactError
 from lahis_tl.heads import HeadLike, HeadSet
 from lahis_tl.masks import HeadMask, masked
+from lahis_tl.prompts import Masks, decoding_groups, mask_card, mask_rows, prompt_ids
 from lahis_tl.records import load_records, save_records
-
-Masks = HeadMask | Sequence[HeadMask | None] | None
 
 
 @dataclass(frozen=True)
@@ -32,9 +31,9 @@ class Generation:
 
     Attributes:
         prompt, text: the latter without the prompt, cut by token index and free of special tokens.
-        tokens: ids of the new tokens, the closing one not among them.
+        tokens: ids of the new tokens, the closing one not among them; all of a text that was cut at ``stop``.
         prompt_tokens: length of the prompt.
-        ended: the model closed the text itself; else it was cut at the most allowed tokens.
+        ended: the model closed the text itself or reached ``stop``; else it was cut at the most allowed tokens.
     """
 
     prompt: str
@@ -145,7 +144,7 @@ def generate(
     """
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     _check_settings(max_new_tokens, temperature, top_p, stop)
-    tokenizer = tokenizer_of(model)
+    tokenizer, ends = tokenizer_of(model), end_tokens(model)
     encoded = prompt_ids(model, prompts, max_new_tokens)
     mask_rows(model, mask, len(prompts), [])  # fails before anything is computed
     seen: Counter[str] = Counter()
@@ -157,7 +156,8 @@ def generate(
         )
         seen[prompt] += 1
     writers = [
-        _Writer(tokenizer, index, stop, max_new_tokens, stream) for index in range(len(prompts))
+        _Writer(tokenizer, ends, index, stop, max_new_tokens, stream)
+        for index in range(len(prompts))
     ]
     with tqdm(total=len(prompts), unit="prompt", disable=not progress) as bar:
         for group in decoding_groups(encoded, max_new_tokens, batch_tokens):
@@ -175,6 +175,7 @@ def generate(
                     logits = decoder.step(tokens)
             bar.update(len(group))
     settings = {
+        "mask": mask_card(mask),
         "max_new_tokens": max_new_tokens,
         "temperature": temperature,
         "top_p": top_p,
@@ -246,6 +247,8 @@ def steer(
         sets: list[Any] = members
     else:
         sets = [HeadSet(grid_of(model), heads)] * len(prompts)  # type: ignore[arg-type]
+    if not members:
+        raise ValueError("there is no head to scale")
     factors = [factor] * len(prompts) if isinstance(factor, (int, float)) else list(factor)
     if not len(sets) == len(factors) == len(prompts):
         raise ValueError(
@@ -256,44 +259,6 @@ def steer(
     # The same prompt meets the same random numbers in both runs, so that only the mask differs.
     plain = generate(model, prompts, None, **options)
     return Steered(plain, generate(model, prompts, masks, **options))
-
-
-def prompt_ids(model: LensModel, prompts: Sequence[str], max_new_tokens: int) -> list[list[int]]:
-    """Token ids of prompts, with the tokenizer's own special tokens in front.
-
-    Raises:
-        ValueError: there is none, one is empty, or one leaves no room in the context.
-    """
-    if not prompts:
-        raise ValueError("there is no prompt")
-    tokenizer, limit = tokenizer_of(model), context_length(model)
-    clean = [prompt.encode("utf-8", "replace").decode() for prompt in prompts]
-    encoded = [list(ids) for ids in tokenizer(clean, verbose=False)["input_ids"]]
-    for i, ids in enumerate(encoded):
-        if ids and len(ids) > 1 and ids[-1] == tokenizer.eos_token_id and clean[i]:
-            ids.pop()  # some tokenizers close every text; a prompt goes on
-        if not ids:
-            raise ValueError(f"prompt {i} ({prompts[i]!r}) has no token to go on from")
-        if limit is not None and len(ids) + max_new_tokens > limit:
-            raise ValueError(
-                f"prompt {i} has {len(ids)} tokens; with {max_new_tokens} new ones that exceeds the model's "
-                f"context of {limit}. Shorten it ({prompts[i][:40]!r}...) or lower max_new_tokens"
-            )
-    return encoded
-
-
-def decoding_groups(
-    encoded: Sequence[Sequence[int]], new_tokens: int, batch_tokens: int
-) -> list[list[int]]:
-    """Indices of prompts that run together: of like length, the longest first."""
-    order = sorted(range(len(encoded)), key=lambda i: -len(encoded[i]))
-    groups, start = [], 0
-    while start < len(order):
-        longest = len(encoded[order[start]]) + new_tokens
-        size = max(1, batch_tokens // longest)
-        groups.append(order[start : start + size])
-        start += size
-    return groups
 
 
 def choose_tokens(
@@ -327,49 +292,20 @@ def _check_settings(
         raise ValueError("stop is an empty string, which every text holds; leave it out")
 
 
-def mask_rows(
-    model: LensModel, mask: Masks, n_prompts: int, rows: Sequence[int]
-) -> HeadMask | None:
-    """The mask of some of the prompts, [text, layer, head], in their order; None where nothing is masked.
-
-    Raises:
-        ValueError: as many masks as prompts are needed and others were given.
-    """
-    if mask is None:
-        return None
-    fill = None
-    if isinstance(mask, HeadMask):
-        factors, fill = mask.factors, mask.fill
-        if factors.ndim == 2:
-            factors = factors.expand(n_prompts, *factors.shape)
-    else:
-        ones = torch.ones(grid_of(model).shape)
-        masks = list(mask)
-        if any(m is not None and (m.factors.ndim != 2 or m.fill is not None) for m in masks):
-            raise ValueError(
-                "masks of single prompts have shape [layer, head] and no fill; give one HeadMask for a fill"
-            )
-        factors = torch.stack([ones if m is None else m.factors for m in masks])
-    if len(factors) != n_prompts:
-        raise ValueError(
-            f"{len(factors)} masks for {n_prompts} prompts: one for all or one for each"
-        )
-    return HeadMask(factors[list(rows)], fill)
-
-
 class _Writer:
     """Gathers the tokens of one prompt until they end."""
 
     def __init__(
         self,
         tokenizer: Any,
+        ends: frozenset[int],
         index: int,
         stop: str | None,
         most: int,
         stream: Callable[[int, str], None] | None,
     ) -> None:
         self.tokenizer, self.index, self.stop, self.most = tokenizer, index, stop, most
-        self.stream = stream
+        self.stream, self.ends = stream, ends
         self.tokens: list[int] = []
         self.ended = self.done = False
         self.text = ""
@@ -377,7 +313,7 @@ class _Writer:
     def take(self, token: int) -> None:
         if self.done:
             return
-        if token == self.tokenizer.eos_token_id:
+        if token in self.ends:
             self.ended = self.done = True
         else:
             self.tokens.append(token)
@@ -390,8 +326,11 @@ class _Writer:
         if self.stop is not None and self.stop in text:
             text = text.split(self.stop)[0]
             self.ended = self.done = True
-        # A character of several tokens is not shown before it is whole.
-        if self.stream is not None and (self.done or not text.endswith("\ufffd")):
+        # A character of several tokens is not shown before it is whole, nor what may become ``stop``.
+        held = self.stop is not None and any(
+            text.endswith(self.stop[:n]) for n in range(1, len(self.stop))
+        )
+        if self.stream is not None and (self.done or not (held or text.endswith("\ufffd"))):
             if text.startswith(self.text) and text != self.text:
                 self.stream(self.index, text[len(self.text) :])
             self.text = text

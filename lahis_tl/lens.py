@@ -17,8 +17,8 @@ from lahis_tl.access import (
     unembedding_of,
 )
 from lahis_tl.errors import ModelError
-from lahis_tl.generation import Masks, decoding_groups, mask_rows, prompt_ids
 from lahis_tl.masks import hooked_points, masked
+from lahis_tl.prompts import Masks, decoding_groups, mask_rows, prompt_ids
 
 
 @torch.no_grad()

@@ -10,9 +10,9 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 
 from lahis_tl.access import LensModel, context_length, device_of, grid_of, tokenizer_of
-from lahis_tl.generation import decoding_groups
 from lahis_tl.losses import token_nll
 from lahis_tl.masks import HeadMask, masked
+from lahis_tl.prompts import decoding_groups
 
 
 @dataclass(frozen=True)

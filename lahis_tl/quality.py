@@ -31,6 +31,8 @@ def bert_scores(
         raise ValueError(
             "BERTScore needs a package that is not installed: pip install bert-score"
         ) from error
+    if not texts:
+        return []
     f1 = score(list(texts), list(references), model_type=encoder, verbose=False)[2]
     values = [100 * float(value) for value in f1]
     return [value if text.strip() else 0.0 for text, value in zip(texts, values, strict=True)]

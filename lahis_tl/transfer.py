@@ -7,6 +7,7 @@ the answer towards the first.
 
 import json
 import random
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
@@ -21,13 +22,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from lahis_tl.access import LensModel, tokenizer_of
+from lahis_tl.access import LensModel, end_tokens, tokenizer_of
 from lahis_tl.artifacts import Card
 from lahis_tl.cards import card_of
 from lahis_tl.decoding import Decoder
 from lahis_tl.errors import ArtifactError
-from lahis_tl.generation import Masks, decoding_groups, mask_rows, prompt_ids
 from lahis_tl.masks import masked
+from lahis_tl.prompts import Masks, decoding_groups, mask_rows, prompt_ids
 from lahis_tl.records import load_records, save_records
 
 # Written without spaces between words, so that the next sentence or answer follows at once.
@@ -92,7 +93,7 @@ def conflicts(
     """Prompts of two contradicting statements, ``n`` of each relation.
 
     >>> print(conflicts("fr", "de", ["job"], n=1)[0].prompt)                   # doctest: +SKIP
-    Alice travaille comme médecin. ... The profession of Alice is
+    Alice travaille comme médecin. ... Alice works as a
 
     Persons, answers and distractions are drawn by the seed, anew for every pair of languages; no two
     prompts of a pair and relation have the same two answers in the same order.
@@ -292,9 +293,8 @@ def says_which(text: str, forms: Sequence[Sequence[str]]) -> str:
     >>> says_which("a teacher, not a cook", [["teacher"], ["cook"]])
     'first'
     """
-    lowered = text.casefold()
     places = [
-        min((at for form in each if (at := lowered.find(form.casefold())) >= 0), default=None)
+        min((m.start() for form in each if (m := _find(form, text))), default=None)
         for each in forms
     ]
     if places[0] is None and places[1] is None:
@@ -302,6 +302,12 @@ def says_which(text: str, forms: Sequence[Sequence[str]]) -> str:
     if places[1] is None or (places[0] is not None and places[0] < places[1]):
         return "first"
     return "second"
+
+
+def _find(form: str, text: str) -> re.Match[str] | None:
+    """Where a form begins, not within a word (what follows it may be an ending)."""
+    before = r"(?<![^\W\d_])" if form[0].isalpha() and form[0].casefold() != form[0].upper() else ""
+    return re.search(before + re.escape(form.casefold()), text.casefold())
 
 
 @torch.no_grad()
@@ -337,6 +343,7 @@ def transfer_answers(
     difference = torch.empty(len(items))
     ranks = torch.empty(len(items), 2, dtype=torch.int64)
     written: list[list[int]] = [[] for _ in items]
+    ends, ended = end_tokens(model), frozenset[int]()
     with tqdm(total=len(items), desc=description, unit="prompt", disable=not progress) as bar:
         for group in decoding_groups(encoded, max_new_tokens, batch_tokens):
             chosen = mask_rows(model, mask, len(items), group)
@@ -349,7 +356,9 @@ def transfer_answers(
                 for step in range(max_new_tokens):
                     tokens = logits.argmax(-1)
                     for i, token in zip(group, tokens.tolist(), strict=True):
-                        written[i].append(token)
+                        ended = ended | {i} if token in ends else ended
+                        if i not in ended:
+                            written[i].append(token)
                     if step < max_new_tokens - 1:
                         logits = decoder.step(tokens)
             bar.update(len(group))

@@ -40,6 +40,7 @@ EN = "<en> one two three four five six"
         ("one two three four five", "fr", False),  # unknown
         ("<zh> 今天天气很好我们去公园", "zh", True),
         ("<zh> 今天", "zh", False),
+        (f"{FR}\n<zh> 今天天气很好我们去公园玩", "fr", False),  # off target though it is "one word"
     ],
 )
 def test_line_pass(text: str, language: str, expected: bool) -> None:
@@ -94,7 +95,7 @@ def test_two_identifiers_agree_or_not() -> None:
 def test_rates_with_intervals() -> None:
     rows = [
         {"language": "zh", "text": text}
-        for text in ("<zh> 今天天气很好我们去公园", "<zh> 今天天气很好 weather 公园", EN, "")
+        for text in ("<zh> 今天天气很好我们去公园", "<zh> 今天天气很好我们去 weather 公园", EN, "")
     ]
     table = pass_rates(judge_texts(rows, Fake()))
     (row,) = table.to_dict("records")
@@ -104,7 +105,7 @@ def test_rates_with_intervals() -> None:
     assert row["word_rate"] == 0.5, "of the two texts that pass line by line"
     assert row["confusion_rate"] == 0.5
     assert row["passes"] == 0.25
-    assert (row["letterless"], row["unknown"], row["texts"]) == (0.25, 0.25, 4)
+    assert (row["short"], row["empty"], row["unknown"], row["texts"]) == (0.25, 0.25, 0.25, 4)
 
 
 def test_rates_of_a_latin_script_have_no_word_level() -> None:

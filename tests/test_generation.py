@@ -12,7 +12,8 @@ import lahis_tl as lt
 from lahis_tl.access import full_logits, grid_of
 from lahis_tl.decoding import Decoder
 from lahis_tl.errors import ArtifactError, ModelError
-from lahis_tl.generation import choose_tokens, decoding_groups
+from lahis_tl.generation import choose_tokens
+from lahis_tl.prompts import decoding_groups
 
 PROMPTS = ["le chat the cat der hund is in", "the house", "maison la dort here the cat in la"]
 IDS = [[5, 9, 31, 8, 40, 12, 7, 22, 33], [17, 4], [3, 60, 21, 13, 9, 50]]

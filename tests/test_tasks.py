@@ -86,9 +86,10 @@ def test_xlsum_by_a_stand_in_for_the_hub(monkeypatch: pytest.MonkeyPatch) -> Non
 
     asked = []
 
-    def load(name: str, config: str, split: str):
+    def load(name: str, config: str, split: str, revision: str):
         asked.append((name, config, split))
-        rows = [{"id": str(i), "text": "mot " * 500, "summary": f"résumé {i}"} for i in range(9)]
+        text = "字" * 9000 if "chinese" in config else "mot " * 500
+        rows = [{"id": str(i), "text": text, "summary": f"résumé {i}"} for i in range(9)]
         return datasets.Dataset.from_list(rows)
 
     monkeypatch.setattr(datasets, "load_dataset", load)
@@ -96,6 +97,8 @@ def test_xlsum_by_a_stand_in_for_the_hub(monkeypatch: pytest.MonkeyPatch) -> Non
     assert asked == [(tasks.XLSUM, "french", "test"), (tasks.XLSUM, "chinese_simplified", "test")]
     assert len(found) == 8
     assert found[0].prompt.count("mot") == 300
+    assert found[4].prompt.count("字") == 1200
+    assert len(summary_tasks(["fr"], without=["baking-bread"])) == 23
 
     def refuse(*arguments, **options):
         raise ConnectionError("offline")

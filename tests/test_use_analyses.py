@@ -43,7 +43,7 @@ def check(result: Result, tmp_path: Path, records: str, report) -> dict:
 def test_attention_transfer_runs(speaker: nn.Module, tmp_path: Path) -> None:
     result = attention_transfer.run(speaker, LANGUAGES, prompts=1, factors=(0.0, 2.0), **SMALL)
     tables = check(result, tmp_path, "answers", attention_transfer.report)
-    assert len(tables["pairs"]) == 6
+    assert len(tables["pairs"]) == 6 * 4
     assert tables["conditions"]["prompts"].tolist() == [18] * 4
     assert tables["conditions"]["draws"].tolist()[1:] == [3] * 3
     assert tables["conditions"]["change"][0] == 0.0
@@ -136,8 +136,9 @@ def test_off_target_runs(
 
 def generation(i: int, condition: str, good: bool, draw: int = -1, language: str = "fr") -> dict:
     return {
-        "condition": condition, "draw": draw, "number": i, "task": "summary", "language": language, "text": "",
-        "identified": language if good else "en", "letterless": False, "line_pass": good, "word_pass": None,
+        "condition": condition, "draw": draw, "number": i, "task": "summary", "id": str(i),
+        "language": language, "text": "",
+        "identified": language if good else "en", "short": False, "empty": False, "line_pass": good, "word_pass": None,
         "passes": good, "distinct_3": 1.0, "repetitive": False, "copy_rate": 0.0, "agree": True,
         "chrf": 50.0 if good else 20.0,
     }  # fmt: skip
@@ -171,7 +172,7 @@ def test_made_up_generations_are_reported_as_they_are() -> None:
     rates = tables["rates"].set_index(["condition", "language"])
     assert not rates.loc[(NONE, "zh"), "writes"]
     nothing = off_target.report(rows, {**card, "writes": ["en"]})
-    assert nothing[2] == "The model writes no language but English."
+    assert nothing[2] == "The model writes en: there is none but English to be on target in."
 
 
 def test_the_interval_is_paired_over_prompts() -> None:

@@ -82,13 +82,20 @@ def load_model(
     source.hf.requires_grad_(False)
     length = min(48, int(getattr(source.hf.config, "max_position_embeddings", None) or 48))
     ids = probe_ids(source.hf.config.get_text_config().vocab_size, place, length)
-    checkpoint = checkpoint_fingerprint(source.hf)  # before it is wrapped
+    checkpoint, ends = checkpoint_fingerprint(source.hf), _ends(source.hf)  # before it is wrapped
     model, figures = _build(source, backend, ids, _hf_logits(source.hf, ids))
     _give_tokenizer(model, source.tokenizer)
     card = {**_card(model, source), "checkpoint_sha256": checkpoint}
-    remember(model, ModelRecord(source.tokenizer, card))
+    remember(model, ModelRecord(source.tokenizer, card, ends))
     card["checks"] = {"logits": figures, **check_mask_acts(model)}
     return model
+
+
+def _ends(hf: Any) -> frozenset[int]:
+    found = getattr(getattr(hf, "generation_config", None), "eos_token_id", None)
+    return (
+        frozenset() if found is None else frozenset(found if isinstance(found, list) else [found])
+    )
 
 
 def _dtype(dtype: str | torch.dtype) -> torch.dtype:
