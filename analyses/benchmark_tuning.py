@@ -1,7 +1,7 @@
 """Time and memory of a tuning step against the floor: a bare forward and an activation-only backward pass.
 
 The floor is the Hugging Face model with SDPA on the same padded batches, no mask, the loss over the targets' tokens
-through its full logits; ours trains the factors of 20 heads. Timed in turn within one process.
+alone; ours trains the factors of 20 heads. Timed in turn within one process.
 
     python -m analyses.benchmark_tuning
 """
@@ -29,8 +29,9 @@ def floor_steps(hf: Any, batches: list[list[EncodedPair]]) -> None:
     with _needs_grad(hf.get_input_embeddings()):
         for batch in batches:
             ids, mask, wanted = pad_pairs(batch)
-            logits = hf(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1]
-            nll = nn.functional.cross_entropy(logits[wanted].float(), ids[:, 1:][wanted])
+            hidden = hf.base_model(input_ids=ids, attention_mask=mask, use_cache=False)[0][:, :-1]
+            logits = hf.get_output_embeddings()(hidden[wanted]).float()  # of targets alone, as ours
+            nll = nn.functional.cross_entropy(logits, ids[:, 1:][wanted])
             nll.backward()
 
 
@@ -40,10 +41,10 @@ def tuning_steps(
     """An epoch of ``tune_mask`` by its own inner step."""
     values = nn.Parameter(torch.ones(len(heads)))
     optimizer = torch.optim.AdamW([values], lr=1e-2, weight_decay=0.0)
-    run = _Run(model, heads, [], [])
+    run = _Run(model, heads, [])
     with frozen(model):
         for batch in batches:
-            run.backward(values, batch, 1)
+            run.backward(values, batch, len(batch))
             optimizer.step()
             optimizer.zero_grad()
 

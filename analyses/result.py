@@ -2,6 +2,7 @@
 
 import argparse
 import hashlib
+import inspect
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -86,11 +87,15 @@ class Parts:
 
     Args:
         folder: where to keep them; None keeps nothing.
-        settings: what the rows depend on; other settings have other rows.
+        settings: what the rows depend on, with the model's card as ``model``; other settings have other rows.
     """
 
     def __init__(self, folder: str | Path | None, settings: Mapping[str, Any]):
-        text = json.dumps(settings, sort_keys=True, default=str)
+        # Of the model its weights and dtype: figures of its self-test differ with the number of threads.
+        known = ("name", "checkpoint_sha256", "weights_sha256", "dtype", "class")
+        model = {key: value for key, value in settings.get("model", {}).items() if key in known}
+        about = {key: value for key, value in settings.items() if key != "heads"}
+        text = json.dumps({**about, "model": model}, sort_keys=True, default=str)
         digest = hashlib.sha256(text.encode()).hexdigest()[:12]
         self.folder = None if folder is None else Path(folder) / digest
 
@@ -179,6 +184,12 @@ def run_from_command_line(
     parser.add_argument("--max-tokens", type=int, help="longer texts are cut there")
     parser.add_argument("--draws", type=int, help="random head sets")
     parser.add_argument("--seed", type=int)
+    shared = {action.dest for action in parser._actions}
+    for setting, parameter in inspect.signature(run).parameters.items():
+        kind = type(parameter.default)
+        if setting not in shared and kind in (str, int, float):
+            flag = f"--{setting.replace('_', '-')}"
+            parser.add_argument(flag, type=kind, help=f"default {parameter.default}")
     parser.add_argument("--quick", action="store_true", help=f"a small run: {dict(quick)}")
     parser.add_argument(
         "--out", type=Path, default=Path("out") / name, help="folder for the results"

@@ -21,7 +21,7 @@ import lahis_tl as lt
 from analyses.result import Parts, Result, model_of, run_from_command_line, under
 from lahis_tl.access import LensModel
 from lahis_tl.heads import top_heads
-from lahis_tl.pairs import target_losses
+from lahis_tl.pairs import encode_pairs, target_losses
 from lahis_tl.questions import (
     Question,
     answer_scores,
@@ -56,7 +56,7 @@ def run(
     random_sets: int = 5,
     adapters: Sequence[str] = (),
     max_tokens: int = 64,
-    max_new_tokens: int = 12,
+    max_new_tokens: int | None = None,
     seed: int = 0,
     dtype: str = "float32",
     checkpoint: str | Path | None = "out/xquad_mask/parts",
@@ -69,7 +69,8 @@ def run(
             paragraphs that are asked about are not among them.
         source: of ``load_questions``.
         shares: of the paragraphs for training, validation (which keeps the best epoch) and testing.
-        training_seeds: orders of the training pairs, for the best heads; random sets have one each.
+        training_seeds: orders of the training pairs, for the best heads and for all heads; random sets have one each.
+        max_new_tokens: of an answer; room for the longest right one if None.
         adapters: ``"ia3"``, ``"lora"``: trained by ``peft`` on the same pairs, if it is installed.
     """
     model = model_of(model, dtype=dtype)
@@ -79,11 +80,20 @@ def run(
         _gradients(model, languages, questions, n, max_tokens, seed, progress), method
     )
     best = {code: top_heads(scores[code], top_k) for code in languages}
-    options = {"epochs": epochs, "learning_rate": learning_rate, "progress": progress}
-    card = {"model": scores.card["model"], "settings": {**options, "source": source, "seed": seed}}
+    options: dict[str, Any] = {"epochs": epochs, "learning_rate": learning_rate}
+    card: dict[str, Any] = {"model": scores.card["model"]}
+    card["settings"] = {**options, "source": source, "seed": seed}
     card["settings"] |= {"top_k": top_k, "method": method, "shares": list(shares), "n": n}
-    card["heads"] = {code: heads.labels for code, heads in best.items()}
-    parts = Parts(checkpoint, card | {"questions": [q.id for q in questions[languages[0]]]})
+    card["sets"] = {code: heads.labels for code, heads in best.items()}
+    longest = max(
+        len(pair.ids) - pair.n_prompt
+        for part in questions.values()
+        for pair in encode_pairs(model, [question_pair(q) for q in part])
+    )
+    room = longest + 2 if max_new_tokens is None else max_new_tokens
+    card["settings"]["max_new_tokens"] = room
+    asked = [(question_pair(q), q.answers) for part in questions.values() for q in part]
+    parts = Parts(checkpoint, card | {"questions": asked})
     grid = best[languages[0]].grid
     everything = lt.HeadSet.from_flat(grid, range(grid.size))
 
@@ -99,6 +109,7 @@ def run(
                 heads,
                 validation=[question_pair(q) for q in valid[code]],
                 seed=seed + number,
+                progress=progress,
                 **options,
             )
             seconds = time.perf_counter() - start
@@ -115,10 +126,11 @@ def run(
     for code in languages:
         for number in range(training_seeds):
             tuned(code, best[code], BEST, number)
-        drawn = lt.matched_random_heads(best[code], random_sets, match="network", seed=seed)
+        drawn = lt.matched_random_heads(best[code], random_sets, match="nearest", seed=seed)
         for number, heads in enumerate(drawn):
             tuned(code, heads, RANDOM, number)
-        tuned(code, everything, ALL, 0)
+        for number in range(training_seeds):
+            tuned(code, everything, ALL, number)
 
     records: list[dict[str, Any]] = []
     for code in languages:
@@ -130,7 +142,7 @@ def run(
                 f"answers {code} {condition} {number} {mask_of}",
                 lambda c=code, n=condition, i=number, o=mask_of, m=mask: [
                     {"condition": n, "number": i, "language": c, "mask_of": o, **row}
-                    for row in answers(model, test[c], m, max_new_tokens, progress)
+                    for row in answers(model, test[c], m, room, progress)
                 ],
             )
     for name in adapters:
@@ -138,13 +150,7 @@ def run(
 
         for code in languages:
             found, cost = adapter_answers(
-                scores.card["model"]["name"],
-                name,
-                train[code],
-                test[code],
-                options,
-                max_new_tokens,
-                seed,
+                model, name, train[code], valid[code], test[code], epochs, room, seed
             )
             records += [
                 {"condition": name, "number": 0, "language": code, "mask_of": code, **r}
@@ -186,7 +192,9 @@ def answers(
     progress: bool,
 ) -> list[dict[str, Any]]:
     """Each question's generated answer, how right it is, and the NLL of the right one."""
-    nll = target_losses(model, [question_pair(q) for q in questions], mask, progress=progress)
+    # Without the end of the line, which any training teaches first.
+    pairs = [(prompt, target.rstrip("\n")) for prompt, target in map(question_pair, questions)]
+    nll = target_losses(model, pairs, mask, progress=progress)
     texts = lt.generate(
         model,
         [question_prompt(q) for q in questions],
@@ -244,17 +252,36 @@ def _condition(rows: pd.DataFrame, language: str, condition: str) -> dict[str, A
             f"{measure}_lower": change.lower,
             f"{measure}_upper": change.upper,
         }
-    first = own.groupby(["number", "mask_of"], sort=False).ngroup() == 0
-    one = pd.DataFrame(own[first]).set_index("id")["exact"]
-    base = plain["exact"].reindex(one.index)
-    gained, lost = int((one > base).sum()), int((one < base).sum())
-    p = binomtest(gained, gained + lost).pvalue if gained + lost else 1.0
-    return found | {"exact_gained": gained, "exact_lost": lost, "mcnemar_p": float(p)}
+    runs = [run for _, run in own.groupby(["number", "mask_of"], sort=False)]
+    ps = [_mcnemar(run, plain) for run in runs]
+    losses = [float(run["nll"].mean()) for run in runs]
+    found |= {"mcnemar_p_least": min(ps), "mcnemar_p_greatest": max(ps)}
+    found |= {"nll_lowest_run": min(losses), "nll_highest_run": max(losses)}
+    for other in (RANDOM, ALL) if condition == BEST else ():
+        base = _each(under(here, other), ["nll", "f1", "exact"]).join(plain["paragraph"])
+        for measure in ("nll", "f1", "exact"):
+            against, name = _paired(own, base, measure), f"{measure}_against_{other.split()[0]}"
+            found |= {name: against.value, f"{name}_lower": against.lower}
+            found |= {f"{name}_upper": against.upper}
+    return found
+
+
+def _each(rows: pd.DataFrame, measures: Sequence[str]) -> pd.DataFrame:
+    """The mean over runs of every question."""
+    return pd.DataFrame(rows.groupby("id", sort=False)[list(measures)].mean())
+
+
+def _mcnemar(run: pd.DataFrame, plain: pd.DataFrame) -> float:
+    """Exact McNemar test of exact match, two-sided; questions of one paragraph are taken as independent."""
+    now = run.set_index("id")["exact"]
+    before = plain["exact"].reindex(now.index)
+    gained, lost = int((now > before).sum()), int((now < before).sum())
+    return float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
 
 
 def _paired(own: pd.DataFrame, plain: pd.DataFrame, measure: str) -> Interval:
     """The mean change of each question over runs, with its bootstrap interval over paragraphs."""
-    each = own.groupby("id", sort=False)[measure].mean() - plain[measure]
+    each = _each(own, [measure])[measure] - plain[measure]
     by_paragraph = each.groupby(plain["paragraph"]).agg(["sum", "count"])
     pair = torch.tensor(by_paragraph.to_numpy(), dtype=torch.float64)
     draws = bootstrap_means(pair)
@@ -324,8 +351,10 @@ def _verdict(conditions: pd.DataFrame, costs: pd.DataFrame) -> str:
         best, random = by[BEST], by[RANDOM]
         parts.append(
             f"{language}: NLL {by[NONE]['nll']:.2f}, best heads {best['nll_change']:+.2f} [{best['nll_lower']:.2f}, "
-            f"{best['nll_upper']:.2f}], random {random['nll_change']:+.2f}, all {by[ALL]['nll_change']:+.2f}; F1 "
-            f"{by[NONE]['f1']:.2f} {best['f1_change']:+.2f} [{best['f1_lower']:.2f}, {best['f1_upper']:.2f}], random "
+            f"{best['nll_upper']:.2f}], random {random['nll_change']:+.2f} (best minus random "
+            f"{best['nll_against_random']:+.2f} [{best['nll_against_random_lower']:.2f}, "
+            f"{best['nll_against_random_upper']:.2f}]), all {by[ALL]['nll_change']:+.2f}; F1 {by[NONE]['f1']:.2f} "
+            f"{best['f1_change']:+.2f} [{best['f1_lower']:.2f}, {best['f1_upper']:.2f}], random "
             f"{random['f1_change']:+.2f}; exact {by[NONE]['exact']:.2f} {best['exact_change']:+.2f}"
         )
     seconds = costs[costs["condition"] == BEST]["seconds"].max()

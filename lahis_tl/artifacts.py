@@ -23,7 +23,7 @@ from lahis_tl.cards import card_of
 from lahis_tl.errors import ArtifactError
 
 _FORMAT = 1
-_KEY, _SEAL = "lahis_tl", "sha256"
+_KEY, _SEAL, _ORDER = "lahis_tl", "sha256", "tensors"
 # Where the class of each kind is registered; imported when a file of that kind is read.
 _HOMES = {
     "ablation_effect": "lahis_tl.ablation",
@@ -166,7 +166,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], card: Card) -> None
 
 def _sealed(tensors: Mapping[str, Tensor], card: Card) -> bytes:
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    text = json.dumps(card, sort_keys=True)
+    text = json.dumps({**card, _ORDER: list(plain)})  # the format itself sorts tensors by name
     return to_bytes(plain, metadata={_KEY: text, _SEAL: _checksum(plain, text)})
 
 
@@ -184,9 +184,10 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], Card]:
             metadata = file.metadata() or {}
             if _KEY not in metadata:
                 raise ArtifactError(f"{path} was not written by lahis-tl: its header has no card")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             text = metadata[_KEY]
             card = json.loads(text)
+            names = card.pop(_ORDER, None) or file.keys()
+            tensors = {name: file.get_tensor(name) for name in names}
     except (SafetensorError, ValueError, OSError) as error:
         if isinstance(error, ArtifactError):
             raise

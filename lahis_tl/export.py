@@ -21,9 +21,11 @@ from lahis_tl.cards import checkpoint_fingerprint
 from lahis_tl.errors import ModelError
 from lahis_tl.heads import HeadGrid
 from lahis_tl.masks import HeadMask
+from lahis_tl.models import dtype_named
 from lahis_tl.models.sources import Source, open_source
 from lahis_tl.tuning import TunedMask
 
+MASK_FILE = "head_mask.safetensors"
 _PROJECTION = re.compile(
     r"\.(self_attn|attn|attention|self_attention)\.(o_proj|c_proj|dense|out_proj)$"
 )
@@ -51,6 +53,7 @@ def export_ia3(
         ValueError: a mask with a row for each text, with a fill or with factors that are not finite, or that changes
             nothing.
     """
+    refuse_folder(folder)
     source, factors = _open(mask, model, **source_options)
     changed = [layer for layer, row in enumerate(factors) if bool((row != 1).any())]
     if not changed:
@@ -109,6 +112,7 @@ def export_folded(
     Raises:
         as ``export_ia3``.
     """
+    refuse_folder(folder)
     source, factors = _open(mask, model, dtype=dtype, **source_options)
     with torch.no_grad():
         for (_, module), row in zip(
@@ -117,7 +121,8 @@ def export_folded(
             weight: Tensor = module.weight  # type: ignore[assignment]
             scale = row.repeat_interleave(_inputs(module) // len(row)).to(weight.device)
             # In float32, and only rounded to the weights' dtype at the end.
-            wide = weight.float() * (scale[:, None] if _is_conv(module) else scale[None])
+            wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
+            wide = wide * (scale[:, None] if _is_conv(module) else scale[None])
             weight.copy_(wide.to(weight.dtype))
 
     def write(scratch: Path) -> None:
@@ -177,7 +182,7 @@ def _open(
         )
     source = open_source(
         model,
-        dtype=getattr(torch, dtype),
+        dtype=dtype_named(dtype),
         device=torch.device("cpu"),
         revision=revision,
         trust_remote_code=trust_remote_code,
@@ -188,18 +193,26 @@ def _open(
         raise ModelError(f"the mask is for {plain.grid}, but {source.name} has {grid}")
     known = mask.card.get("model", {}) if isinstance(mask, TunedMask) else {}
     theirs, ours = known.get("checkpoint_sha256"), checkpoint_fingerprint(source.hf)
-    if theirs and known.get("dtype") == dtype and theirs != ours:
+    # The fingerprint is of bfloat16 roundings, which float16 changes.
+    if theirs and "float16" not in (known.get("dtype"), dtype) and theirs != ours:
         raise ModelError(
             f"the mask was tuned on another model ({known.get('name')}): its weights differ from those of {source.name}"
         )
     return source, plain.factors.float()
 
 
+def refuse_folder(folder: str | Path) -> None:
+    """
+    Raises:
+        FileExistsError: something of that name exists.
+    """
+    if Path(folder).exists():
+        raise FileExistsError(f"{folder} exists already; name a new folder, nothing was written")
+
+
 def _write_folder(folder: str | Path, write: Callable[[Path], None]) -> Path:
     """Write a new folder whole or not at all."""
     folder = Path(folder)
-    if folder.exists():
-        raise FileExistsError(f"{folder} exists already; name a new folder, nothing was written")
     folder.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
@@ -229,7 +242,8 @@ def _describe(
         "peft": "peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), folder)",
         "transformers": "AutoModelForCausalLM.from_pretrained(folder)",
     }[library]
-    base = f"base_model: {source.name}\n" if "/" in source.name else ""
+    on_hub = "/" in source.name and not Path(source.name).expanduser().exists()
+    base = f"base_model: {source.name}\n" if on_hub else ""
     lines = [
         f"---\nlibrary_name: {library}\n{base}tags: [lahis-tl, attention-head-mask]\n---\n",
         f"# {Path(source.name).name} with {len(changed)} attention heads rescaled\n",
@@ -239,13 +253,17 @@ def _describe(
     if card.get("settings"):
         lines.append(f"Trained with lahis-tl: {json.dumps(card['settings'])}.\n")
     (folder / "README.md").write_text("\n".join(lines), encoding="utf-8")
-    _write_json(folder / "lahis_tl.json", {**card, "factors": factors.tolist()})
+    tuned = mask if isinstance(mask, TunedMask) else TunedMask(factors, mask.heads())
+    tuned.save(folder / MASK_FILE)  # to read back: TunedMask.load(pull(...) / MASK_FILE)
 
 
 def push(
     folder: str | Path, repository: str, *, private: bool = True, token: str | None = None
 ) -> str:
-    """Upload an exported folder to the Hugging Face hub; returns its address.
+    """Upload an exported folder, the mask itself included, to the Hugging Face hub; returns its address.
+
+    Args:
+        private: of a repository that is made for it; one that exists stays as it is, and its files are replaced.
 
     Raises:
         FileNotFoundError: there is no such folder.

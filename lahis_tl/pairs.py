@@ -10,6 +10,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 
 from lahis_tl.access import LensModel, context_length, device_of, grid_of, tokenizer_of
+from lahis_tl.evaluation import refuse_text_rows
 from lahis_tl.losses import token_nll
 from lahis_tl.masks import HeadMask, masked
 from lahis_tl.prompts import decoding_groups
@@ -26,16 +27,11 @@ class EncodedPair:
 Pair = tuple[str, str]
 
 
-def encode_pairs(
-    model: LensModel, pairs: Sequence[Pair | EncodedPair], closed: bool = False
-) -> list[EncodedPair]:
+def encode_pairs(model: LensModel, pairs: Sequence[Pair | EncodedPair]) -> list[EncodedPair]:
     """(prompt, target) texts as token ids.
 
     Both are tokenised together, as the model would meet them, and cut where the prompt's own tokens end, so that no
     part of the prompt can count as the target.
-
-    Args:
-        closed: put the end-of-text token after each target.
 
     Raises:
         ValueError: no pair; a target without a token, or one that the tokenizer joins with the prompt's end; or a pair
@@ -44,7 +40,7 @@ def encode_pairs(
     if not pairs:
         raise ValueError("there is no pair of prompt and target")
     found = [
-        pair if isinstance(pair, EncodedPair) else _encoded(model, i, pair, closed)
+        pair if isinstance(pair, EncodedPair) else _encoded(model, i, pair)
         for i, pair in enumerate(pairs)
     ]
     limit = context_length(model)
@@ -62,12 +58,18 @@ def encode_pairs(
     return found
 
 
-def _encoded(model: LensModel, index: int, pair: Pair, closed: bool) -> EncodedPair:
+def _encoded(model: LensModel, index: int, pair: Pair) -> EncodedPair:
     tokenizer = tokenizer_of(model)
     prompt, target = (text.encode("utf-8", "replace").decode() for text in pair)
     alone, whole = tokenizer([prompt, prompt + target], verbose=False)["input_ids"]
     end = tokenizer.eos_token_id
-    if alone and len(alone) > 1 and alone[-1] == end:  # some tokenizers close every text
+    if (
+        whole
+        and whole[-1] == end
+        and alone
+        and alone[-1] == end
+        and not prompt.endswith(str(tokenizer.eos_token))
+    ):  # some tokenizers close every text
         alone, whole = alone[:-1], whole[:-1]
     if list(whole[: len(alone)]) != list(alone):
         raise ValueError(
@@ -76,7 +78,7 @@ def _encoded(model: LensModel, index: int, pair: Pair, closed: bool) -> EncodedP
         )
     if len(whole) == len(alone):
         raise ValueError(f"the target {target!r} of pair {index} has no token")
-    return EncodedPair((*whole, end) if closed else tuple(whole), len(alone))
+    return EncodedPair(tuple(whole), len(alone))
 
 
 def pad_pairs(
@@ -112,6 +114,7 @@ def target_losses(
 
     >>> target_losses(model, [("The capital of France is", " Paris")])       # doctest: +SKIP
     """
+    refuse_text_rows(mask)
     encoded = encode_pairs(model, pairs)
     found = torch.empty(len(encoded))
     factors = HeadMask.ones(grid_of(model)) if mask is None else mask

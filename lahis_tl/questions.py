@@ -135,6 +135,9 @@ def _xquad(language: str) -> list[Question]:
 def _checked(questions: list[Question], name: str) -> list[Question]:
     if not questions:
         raise CorpusError(f"{name} holds no question")
+    repeated = [id for id, count in Counter(q.id for q in questions).items() if count > 1]
+    if repeated:
+        raise CorpusError(f"{name}: the id {repeated[0]!r} stands at several questions")
     for question in questions:
         if not question.answers or not all(
             answer and answer in question.context for answer in question.answers
@@ -162,7 +165,14 @@ def split_by_paragraph(
     """
     if not shares or min(shares) <= 0 or sum(shares) > 1 + 1e-9:
         raise ValueError(f"shares {list(shares)} must be positive and sum to at most 1")
-    paragraphs = sorted({q.paragraph for part in questions.values() for q in part})
+    places: dict[str, str] = {}
+    for q in (q for part in questions.values() for q in part):
+        if places.setdefault(q.id, q.paragraph) != q.paragraph:
+            raise ValueError(
+                f"question {q.id} stands in paragraph {places[q.id]!r} and, in another language, in {q.paragraph!r}: "
+                "translations must have one name, or train and test would share them"
+            )
+    paragraphs = sorted(set(places.values()))
     random.Random(seed).shuffle(paragraphs)
     edges = [round(sum(shares[:i]) * len(paragraphs)) for i in range(len(shares) + 1)]
     parts = []
@@ -198,13 +208,19 @@ def question_prompt(question: Question) -> str:
 
 
 def question_pair(question: Question) -> Pair:
-    """Prompt and first answer, to train on: the answer ends the line."""
-    space = "" if question.language in _PER_CHARACTER else " "
+    """Prompt and first answer, to train on: the answer ends the line.
+
+    A space stands before the answer where the language has any, so that the tokenizer joins it with no colon.
+    """
+    space = "" if question.language in ("zh", "ja") else " "
     return question_prompt(question), f"{space}{question.answers[0]}\n"
 
 
 def normalised(text: str, language: str) -> list[str]:
     """Lower case, without punctuation and articles, as words; as characters where words have no spaces.
+
+    Near SQuAD's and MLQA's, with two differences: punctuation becomes a space, so that "L'école" is two words; and in
+    Chinese, Japanese and Thai Latin letters and digits are taken one by one too.
 
     >>> normalised("The  Quick, brown fox!", "en"), normalised("大橡树。", "zh")
     (['quick', 'brown', 'fox'], ['大', '橡', '树'])

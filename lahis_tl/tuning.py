@@ -1,5 +1,6 @@
 """Adapt a model by a handful of numbers: train the factors of chosen heads on a task."""
 
+import hashlib
 import math
 import random
 from collections.abc import Sequence
@@ -68,7 +69,10 @@ class TunedMask(Artifact):
     def _content(self) -> Card:
         return {
             "heads": self.heads.flat_indices(),
-            "history": self.history.to_dict("split", index=False),
+            # JSON knows no NaN: without validation pairs there is no loss of theirs.
+            "history": self.history.astype(object)
+            .where(self.history.notna(), None)
+            .to_dict("split", index=False),
             "stopped": self.stopped,
         }
 
@@ -77,6 +81,7 @@ class TunedMask(Artifact):
         content, factors = card["content"], tensors["factors"]
         heads = HeadSet.from_flat(HeadGrid(*factors.shape), content["heads"])
         history = pd.DataFrame(**content["history"])
+        history = history.astype({name: float for name in history if name != "epoch"})
         return cls(factors, heads, history, content["stopped"], card)
 
 
@@ -127,7 +132,7 @@ def tune_mask(
     values = nn.Parameter(torch.ones(len(heads), device=device_of(model)))
     optimizer = torch.optim.AdamW([values], lr=learning_rate, weight_decay=0.0)
     order = random.Random(seed)
-    run = _Run(model, heads, train, held_out)
+    run = _Run(model, heads, held_out)
     run.note(0, values, _mean(target_losses(model, train, progress=False)))
     if not math.isfinite(run.rows[0]["train_nll"]):
         raise ValueError(
@@ -135,27 +140,30 @@ def tune_mask(
         )
     stopped = "epochs"
     steps = math.ceil(len(train) / batch_size)
-    with tqdm(total=epochs * steps, unit="batch", disable=not progress) as bar, frozen(model):
+    with (
+        tqdm(total=epochs * steps, unit="batch", disable=not progress) as bar,
+        frozen(model),
+        torch.enable_grad(),
+    ):
         for epoch in range(1, epochs + 1):
             shuffled = order.sample(train, len(train))
             loss = 0.0
-            for start in range(0, len(shuffled), batch_size):
-                batch = shuffled[start : start + batch_size]
-                group = start // batch_size
-                ends = (group + 1) % accumulation == 0 or start + batch_size >= len(shuffled)
-                loss += run.backward(values, batch, accumulation)
-                if not math.isfinite(loss):
+            for start in range(0, len(shuffled), batch_size * accumulation):
+                group = shuffled[start : start + batch_size * accumulation]
+                for first in range(0, len(group), batch_size):
+                    loss += run.backward(values, group[first : first + batch_size], len(group))
+                    bar.update()
+                if not (math.isfinite(loss) and torch.isfinite(_gradient(values)).all()):
                     break
-                if ends:
-                    optimizer.step()
-                    optimizer.zero_grad()
-                    with torch.no_grad():
-                        values.lerp_(torch.ones_like(values), learning_rate * weight_decay)
-                bar.update()
-            if not math.isfinite(loss) or not torch.isfinite(values).all():
+                optimizer.step()
+                optimizer.zero_grad()
+                with torch.no_grad():
+                    values.lerp_(torch.ones_like(values), learning_rate * weight_decay)
+            else:
+                run.note(epoch, values, loss / len(train))
+            if run.rows[-1]["epoch"] < epoch or run.failed:
                 stopped = "nan"
                 break
-            run.note(epoch, values, loss / len(train))
             bar.set_postfix(train=f"{run.rows[-1]['train_nll']:.3f}")
             if patience is not None and epoch - run.best_epoch >= patience:
                 stopped = "patience"
@@ -171,10 +179,16 @@ def tune_mask(
         "pairs": len(train),
         "validation": len(held_out),
         "kept_epoch": run.best_epoch,
+        "pairs_sha256": _hash(train),
+        "validation_sha256": _hash(held_out),
     }
     card = {"model": card_of(model), "settings": settings}
     factors = scattered(heads, run.best).detach().cpu()
     return TunedMask(factors, heads, pd.DataFrame(run.rows), stopped, card)
+
+
+def _hash(pairs: Sequence[EncodedPair]) -> str:
+    return hashlib.sha256(repr([(pair.ids, pair.n_prompt) for pair in pairs]).encode()).hexdigest()
 
 
 def scattered(heads: HeadSet, values: Float[Tensor, " head"]) -> Float[Tensor, "layer n_heads"]:
@@ -191,19 +205,19 @@ class _Run:
         self,
         model: LensModel,
         heads: HeadSet,
-        train: Sequence[EncodedPair],
         held_out: Sequence[EncodedPair],
     ) -> None:
-        self.model, self.heads, self.train, self.held_out = model, heads, train, held_out
+        self.model, self.heads, self.held_out = model, heads, held_out
         self.layers = sorted({head.layer for head in heads})
         self.rows: list[dict[str, Any]] = []
         self.best, self.best_epoch, self.best_loss = torch.ones(len(heads)), 0, math.inf
+        self.failed = False  # the validation loss is not finite
 
-    def backward(self, values: Tensor, batch: Sequence[EncodedPair], accumulation: int) -> float:
-        """Add the gradient of a batch; returns the sum of its losses."""
+    def backward(self, values: Tensor, batch: Sequence[EncodedPair], pairs: int) -> float:
+        """Add the gradient of a batch, as part of a mean over ``pairs``; returns the sum of its losses."""
         with masked(self.model, HeadMask(scattered(self.heads, values)), self.layers):
             nll = pair_nll(self.model, batch)
-            (nll.mean() / accumulation).backward()
+            (nll.sum() / pairs).backward()
         return float(nll.detach().sum())
 
     def note(self, epoch: int, values: Tensor, train_nll: float) -> None:
@@ -212,9 +226,14 @@ class _Run:
         if self.held_out:
             mask = HeadMask(scattered(self.heads, values.detach()).cpu())
             valid = _mean(target_losses(self.model, self.held_out, mask, progress=False))
+            self.failed = not math.isfinite(valid)
         self.rows.append({"epoch": epoch, "train_nll": train_nll, "valid_nll": valid})
         if not self.held_out or valid < self.best_loss:
             self.best, self.best_epoch, self.best_loss = values.detach().clone(), epoch, valid
+
+
+def _gradient(values: nn.Parameter) -> Tensor:
+    return torch.zeros_like(values) if values.grad is None else values.grad
 
 
 def _mean(values: Tensor) -> float:

@@ -11,7 +11,7 @@ from test_statistics import gradients_of, noise
 
 import lahis_tl as lt
 from analyses import faithfulness, perplexity, planted, selectivity, stability
-from analyses.result import Result
+from analyses.result import Parts, Result
 from lahis_tl.planted import planted_truth
 
 
@@ -165,3 +165,29 @@ def test_from_the_command_line(tmp_path):
         [*command, "--help"], capture_output=True, text=True, check=True
     ).stdout
     assert re.search(r"--quick\s+a small run: \{'n': 24", help_text)
+
+
+def test_parts_are_read_again_under_the_same_settings_alone(tmp_path):
+    made = []
+
+    def make(value):
+        made.append(value)
+        return [{"value": value, "text": "a\u2028b", "nothing": float("nan")}]
+
+    settings = {"model": {"name": "m", "dtype": "float32", "checks": 0.1}, "factor": 0.5}
+    parts = Parts(tmp_path, settings)
+    parts.rows("weakened 1 0.5 own", lambda: make(1))
+    assert parts.rows("weakened 1 0.5 own", lambda: make(9)) == made_rows(1)
+    assert parts.rows("weakened 1 0.5 3", lambda: make(2)) != parts.rows(
+        "weakened 1 0.5 own", lambda: make(3)
+    )
+    assert made == [1, 2], "a dot in a name cuts nothing off it"
+    other_checks = {**settings, "model": {**settings["model"], "checks": 0.2}}
+    assert Parts(tmp_path, other_checks).rows("weakened 1 0.5 own", lambda: make(4)) == made_rows(1)
+    assert Parts(tmp_path, {**settings, "factor": 0.25}).rows("weakened 1 0.5 own", lambda: make(5))
+    assert made == [1, 2, 5]
+    assert Parts(None, settings).rows("x", lambda: make(6))[0]["value"] == 6
+
+
+def made_rows(value):
+    return [{"value": value, "text": "a\u2028b", "nothing": None}]

@@ -229,7 +229,7 @@ def results(tiny):
     ]
     texts = {
         code: [" ".join(words[i : i + 6]) for i in range(start, start + 5)]
-        for code, start in (("en", 0), ("fr", 2))
+        for code, start in (("fr", 2), ("en", 0))  # not in the order of the alphabet
     }
     corpus = lt.load_corpus(texts, min_chars=1)
     options = {"progress": False}

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_gguf import write_gguf
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import lahis_tl as lt
 from lahis_tl.access import full_logits, grid_of
-from lahis_tl.export import export_folded, export_ia3, output_projections, pull, push
+from lahis_tl.export import MASK_FILE, export_folded, export_ia3, output_projections, pull, push
 from lahis_tl.tuning import TunedMask
 
 NAMES = [
@@ -136,6 +137,19 @@ def test_half_precision_is_rounded_once(checkpoint: Callable[..., Path], tmp_pat
     assert torch.equal(weight[:, 24:32], (plain[:, 24:32].float() * 2.5).to(torch.bfloat16))
 
 
+def test_a_gguf_file_can_be_folded(checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    gguf = tmp_path / "tiny.gguf"
+    write_gguf(AutoModelForCausalLM.from_pretrained(checkpoint("llama")), gguf)
+    model = lt.load_model(str(gguf))
+    grid = grid_of(model)
+    mask = lt.HeadMask.scaling([grid.head(1)], 2.0, grid)
+    hf = AutoModelForCausalLM.from_pretrained(export_folded(mask, str(gguf), tmp_path / "folded"))
+    ids = IDS % hf.config.vocab_size
+    with torch.no_grad(), lt.masked(model, mask):
+        expected = full_logits(model, ids, torch.ones_like(ids))
+    assert (hf.eval()(ids).logits - expected).abs().max() <= 1e-4
+
+
 def test_what_cannot_be_exported_is_named(
     checkpoint: Callable[..., Path], tiny: Callable[..., nn.Module], tmp_path: Path
 ) -> None:
@@ -172,6 +186,12 @@ def test_a_mask_tuned_on_another_model_is_refused(
         a_mask(grid_of(model)).factors, lt.HeadSet(grid_of(model), ["L0H1"]), card=card
     )
     assert export_folded(tuned, str(checkpoint("llama")), tmp_path / "right").is_dir()
+    half = TunedMask(
+        tuned.factors, tuned.heads, card={"model": {**card["model"], "dtype": "bfloat16"}}
+    )
+    for mask in (tuned, half):
+        with pytest.raises(lt.ModelError, match="tuned on another model"):
+            export_ia3(mask, str(checkpoint("qwen2")), tmp_path / "wrong")
     with pytest.raises(lt.ModelError, match="tuned on another model"):
         export_folded(tuned, str(checkpoint("qwen2")), tmp_path / "wrong")
 
@@ -194,7 +214,7 @@ def test_the_readme_tells_what_it_is(checkpoint: Callable[..., Path], tmp_path: 
     assert text.startswith("---\nlibrary_name: peft")
     assert "3 attention heads rescaled" in text
     assert "L2H3 × 2.5" in text
-    assert json.loads((folder / "lahis_tl.json").read_text())["factors"][2][3] == 2.5
+    assert float(TunedMask.load(folder / MASK_FILE).factors[2, 3]) == 2.5
 
 
 def test_push_and_pull_by_a_stand_in_for_the_hub(

@@ -203,7 +203,9 @@ def test_made_up_answers_are_reported_as_they_are() -> None:
 
     rows = [row(i, "no mask", i < 6) for i in range(12)]
     rows += [row(i, "best heads", i < 11, number) for i in range(12) for number in range(2)]
-    rows += [row(i, "random heads", i < 6, number) for i in range(12) for number in range(5)]
+    # Random sets that differ: one gains all of the six that were wrong, one loses the six that were right.
+    right = {0: range(12), 1: range(0), 2: range(6), 3: range(6)}
+    rows += [row(i, "random heads", i in right[n], n) for n in right for i in range(12)]
     rows += [row(i, "all heads", i >= 1 and i < 6) for i in range(12)]
     rows += [row(i, "other language", i < 6, 0, "de") for i in range(12)]
     costs = [
@@ -214,13 +216,13 @@ def test_made_up_answers_are_reported_as_they_are() -> None:
     found = tables["conditions"].set_index("condition")
     assert found.loc["best heads", "exact_change"] == pytest.approx(5 / 12)
     assert found.loc["best heads", "nll_change"] == pytest.approx(-5 / 12)
-    assert (found.loc["best heads", "exact_gained"], found.loc["best heads", "exact_lost"]) == (
-        5,
-        0,
-    )
-    assert found.loc["best heads", "mcnemar_p"] == pytest.approx(2 * 0.5**5)
+    assert found.loc["best heads", "mcnemar_p_least"] == pytest.approx(2 * 0.5**5)
+    assert found.loc["best heads", "nll_against_random"] == pytest.approx(-5 / 12)
+    assert found.loc["best heads", "exact_against_all"] == pytest.approx(6 / 12)
     assert found.loc["random heads", "exact_change"] == 0.0
-    assert found.loc["random heads", "mcnemar_p"] == 1.0
-    assert found.loc["all heads", "exact_lost"] == 1
+    assert found.loc["random heads", "mcnemar_p_least"] == pytest.approx(2 * 0.5**6)
+    assert found.loc["random heads", "mcnemar_p_greatest"] == 1.0
+    assert found.loc["all heads", "exact_change"] == pytest.approx(-1 / 12)
     assert found.loc["no mask", "parameters"] == 0
+    assert found.loc["other language", "parameters"] == 20
     assert "exact 0.50 +0.42" in verdict

@@ -170,8 +170,6 @@ def test_pairs_are_cut_by_token_index(speaker: nn.Module) -> None:
     (pair,) = encode_pairs(speaker, [("The answer is", " nine legs")])
     assert tokenizer.decode(list(pair.ids[: pair.n_prompt])) == "The answer is"
     assert tokenizer.decode(list(pair.ids[pair.n_prompt :])) == " nine legs"
-    closed = encode_pairs(speaker, [("The answer is", " nine legs")], closed=True)[0]
-    assert closed.ids == (*pair.ids, tokenizer.eos_token_id)
     ids, mask, wanted = pad_pairs([EncodedPair((1, 2, 3, 4), 2), EncodedPair((5, 6), 1)])
     assert ids.tolist() == [[1, 2, 3, 4], [5, 6, 0, 0]]
     assert mask.tolist() == [[1, 1, 1, 1], [1, 1, 0, 0]]

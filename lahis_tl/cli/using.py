@@ -173,9 +173,11 @@ def tune(
     from lahis_tl.tuning import tune_mask
 
     train, held_out = _read_pairs(pairs, language, validation, seed)
-    chosen = None if heads in (None, "all") else heads_file(heads)
-    if chosen is not None and of is None:
-        raise typer.BadParameter(f"{heads} holds several sets; name one by --of")
+    chosen = None if heads in (None, "all") else heads_file(str(heads))
+    if (chosen is None) != (of is None):
+        raise typer.BadParameter(
+            "--of names a set of a heads.safetensors, which --heads must give; and of such a file one must be named"
+        )
     loaded = load_model(model, dtype=dtype, device=device)
     grid = grid_of(loaded)
     if chosen is not None:
@@ -183,7 +185,7 @@ def tune(
     members = (
         HeadSet.from_flat(grid, range(grid.size))
         if heads in (None, "all")
-        else heads_of(chosen, heads, of or "", grid)
+        else heads_of(chosen, str(heads), of or "", grid)
     )
     typer.echo(f"{len(members)} heads, {len(train)} pairs, {len(held_out)} for validation")
     tuned = tune_mask(
@@ -223,7 +225,7 @@ def _read_pairs(
             question_pair(q) for q in held_out[language]
         ]
     pairs = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
         if not line.strip():
             continue
         try:
@@ -265,6 +267,7 @@ def export(
     from lahis_tl import export as exporting
     from lahis_tl.tuning import TunedMask
 
+    exporting.refuse_folder(out)
     tuned = TunedMask.load(mask)
     folder = (
         exporting.export_folded(tuned, model, out, dtype=dtype)

@@ -67,7 +67,7 @@ def load_model(
             Hugging Face's, or the mask does not act on it; with the figures.
         ValueError: an unknown dtype or backend.
     """
-    torch_dtype = _dtype(dtype)
+    torch_dtype = dtype_named(dtype)
     if backend not in _BACKENDS:
         raise ValueError(f"backend {backend!r} is not one of {', '.join(_BACKENDS)}")
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -98,7 +98,7 @@ def _ends(hf: Any) -> frozenset[int]:
     )
 
 
-def _dtype(dtype: str | torch.dtype) -> torch.dtype:
+def dtype_named(dtype: str | torch.dtype) -> torch.dtype:
     if isinstance(dtype, torch.dtype):
         dtype = str(dtype).removeprefix("torch.")
     if dtype not in _DTYPES:

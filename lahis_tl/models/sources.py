@@ -80,6 +80,8 @@ def open_source(
     except Exception as error:  # transformers raises whatever its parsing meets
         raise ModelError(_explain_load(name, path, error)) from error
     hf.config.architectures = [type(hf).__name__]  # a GGUF names none
+    if path.suffix == ".gguf":
+        _forget_quantization(hf)
     commit = getattr(hf.config, "_commit_hash", None)
     if name == "smollm2":
         commit = f"gguf sha256:{SMOLLM2_SHA256}"
@@ -95,6 +97,13 @@ def open_source(
         name=name,
         revision=commit or revision,
     )
+
+
+def _forget_quantization(hf: Any) -> None:
+    """The weights of a GGUF are plain numbers once they are read; transformers would not save them otherwise."""
+    hf.hf_quantizer = None
+    if hasattr(hf.config, "quantization_config"):
+        del hf.config.quantization_config
 
 
 def _named_folder(name: str) -> Path | None:
@@ -191,8 +200,7 @@ def smollm2_folder() -> Path:
         converted = Path(scratch) / folder.name
         options = {"gguf_file": gguf.name}
         hf: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **options)
-        hf.hf_quantizer = None  # the weights are plain float32 by now
-        del hf.config.quantization_config
+        _forget_quantization(hf)
         hf.save_pretrained(converted)
         AutoTokenizer.from_pretrained(gguf.parent, **options).save_pretrained(converted)
         digest = _sha256(converted / "model.safetensors")
