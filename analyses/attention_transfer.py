@@ -130,7 +130,7 @@ def run(
     for factor in factors:
         records += ask(sets, (factor, 1.0), "sweep")
     tables, figures, verdict = report(records, about)
-    looking, pictures = _attention(model, items, sets, doses, languages, about, progress)
+    looking, pictures = _attention(model, items, sets, doses, about, progress)
     lens_table, figures["lens"] = _lens(model, items, sets, doses, about)
     return Result(
         "attention_transfer",
@@ -288,7 +288,6 @@ def _attention(
     items: Sequence[Conflict],
     sets: Mapping[str, lt.HeadSet],
     doses: Mapping[str, tuple[float, float]],
-    languages: Sequence[str],
     card: Mapping[str, Any],
     progress: bool,
 ) -> tuple[dict[str, pd.DataFrame], dict[str, go.Figure]]:
@@ -303,7 +302,7 @@ def _attention(
     )
     figures = {
         f"attention_{part}": lt.plots.attention_change(
-            before, after, part, "first × 3, second × 0" if doses[BOTH] == (3.0, 0.0) else BOTH
+            before, after, part, "first × {:g}, second × {:g}".format(*doses[BOTH])
         )
         for part in ("first", "second")
     }

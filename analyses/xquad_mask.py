@@ -66,7 +66,7 @@ def run(
 
     Args:
         n, max_tokens: texts a language of the bundled corpus that heads are scored on, and where they are cut;
-            paragraphs that are asked about are not among them.
+            paragraphs that are asked about are not among them (the training ones, for languages it lacks).
         source: of ``load_questions``.
         shares: of the paragraphs for training, validation (which keeps the best epoch) and testing.
         training_seeds: orders of the training pairs, for the best heads and for all heads; random sets have one each.
@@ -77,7 +77,7 @@ def run(
     questions = load_questions(source, languages)
     train, valid, test = split_by_paragraph(questions, shares, seed)
     scores = lt.score(
-        _gradients(model, languages, questions, n, max_tokens, seed, progress), method
+        _gradients(model, languages, questions, train, n, max_tokens, seed, progress), method
     )
     best = {code: top_heads(scores[code], top_k) for code in languages}
     options: dict[str, Any] = {"epochs": epochs, "learning_rate": learning_rate}
@@ -166,21 +166,27 @@ def _gradients(
     model: LensModel,
     languages: Sequence[str],
     questions: Mapping[str, Sequence[Question]],
+    train: Mapping[str, Sequence[Question]],
     n: int,
     max_tokens: int,
     seed: int,
     progress: bool,
 ) -> lt.HeadGradients:
-    """Of bundled texts that no question is about."""
-    corpus = lt.load_corpus("bundled", languages)
-    asked = {q.context for part in questions.values() for q in part}
-    rows = [
-        i
-        for i in range(len(corpus.ids or ()))
-        if not any(corpus[code][i] in asked for code in languages)
-    ]
-    texts = {code: [corpus[code][i] for i in rows] for code in languages}
-    scoring = lt.load_corpus(texts).sample(min(n, len(rows)), seed)
+    """Of bundled texts that no question is about; of the training paragraphs in languages that are not bundled."""
+    bundled = lt.load_corpus("bundled")
+    if set(languages) <= set(bundled.languages):
+        corpus = bundled.select(languages)
+        asked = {q.context for part in questions.values() for q in part}
+        rows = [
+            i
+            for i in range(len(corpus.ids or ()))
+            if not any(corpus[code][i] in asked for code in languages)
+        ]
+        texts = {code: [corpus[code][i] for i in rows] for code in languages}
+    else:
+        texts = {c: list(dict.fromkeys(q.context for q in train[c])) for c in languages}
+    fewest = min(map(len, texts.values()))
+    scoring = lt.load_corpus(texts).sample(min(n, fewest), seed)
     return lt.head_gradients(model, scoring, max_tokens=max_tokens, progress=progress)
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from lahis_tl.evaluation import TextLosses, perplexity
     from lahis_tl.export import export_folded, export_ia3
     from lahis_tl.gate import Competence, competence
-    from lahis_tl.generation import Generations, Steered, generate, steer
+    from lahis_tl.generation import Generation, Generations, Steered, generate, steer
     from lahis_tl.gradients import HeadGradients, head_gradients
     from lahis_tl.heads import Head, HeadGrid, HeadSet
     from lahis_tl.identify import LanguageIdentifier, language_identifier
@@ -80,7 +80,7 @@ _HOME = {
     "switched": ["label_tokens", "switched_gradients", "switched_perplexity"],
     "tested": ["SpecificityTest", "specificity_test"],
     "verified": ["VerifiedScores", "verified_scores"],
-    "generation": ["Generations", "Steered", "generate", "steer"],
+    "generation": ["Generation", "Generations", "Steered", "generate", "steer"],
     "attention": ["AttentionMass", "attention_mass", "head_pattern"],
     "lens": ["logit_lens"],
     "transfer": ["Conflict", "TransferAnswers", "conflicts", "transfer_answers"],
@@ -103,6 +103,7 @@ __all__ = [
     "Conflict",
     "Corpus",
     "CorpusError",
+    "Generation",
     "Generations",
     "Head",
     "HeadEffects",

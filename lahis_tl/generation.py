@@ -235,7 +235,7 @@ def steer(
     Args:
         heads: one set (or labels such as ``["L12H3"]``) for all prompts, or a ``HeadSet`` for each.
         factor: one number, or one for each prompt.
-        options: of ``generate``.
+        options: of ``generate``; ``stream`` is called for the steered texts.
 
     Raises:
         IndexError: a head is outside the model.
@@ -257,7 +257,7 @@ def steer(
         )
     masks = [HeadMask.scaling(each, f) for each, f in zip(sets, factors, strict=True)]
     # The same prompt meets the same random numbers in both runs, so that only the mask differs.
-    plain = generate(model, prompts, None, **options)
+    plain = generate(model, prompts, None, **{**options, "stream": None})
     return Steered(plain, generate(model, prompts, masks, **options))
 
 

@@ -63,9 +63,9 @@ def test_spans_partition_the_tokens_of_a_real_tokenizer(speaker: nn.Module, text
         spans = token_spans(tokenizer, text, {"left": (0, cut), "right": (cut, len(text))})
         assert spans["left"][1] == spans["right"][0]
         assert (spans["left"][0], spans["right"][1]) == (0, n)
-        assert tokenizer.decode(tokenizer(text)["input_ids"][: spans["left"][1]]) == text[
-            :cut
-        ].rstrip(" ") or (text[cut - 1 : cut] == " " or "\ufffd" not in text)
+        left = tokenizer.decode(tokenizer(text)["input_ids"][: spans["left"][1]])
+        # A space goes with the word after it.
+        assert left == text[:cut].rstrip(" ") or left == text[:cut]
 
 
 @pytest.mark.parametrize("backend", ["hooked", "bridge"])

@@ -10,7 +10,8 @@ from torch import nn
 
 import lahis_tl as lt
 from lahis_tl import tuning
-from lahis_tl.access import full_logits, grid_of, tokenizer_of
+from lahis_tl.access import frozen, full_logits, grid_of, tokenizer_of
+from lahis_tl.masks import hooked_heads
 from lahis_tl.pairs import EncodedPair, encode_pairs, pad_pairs, pair_nll, target_losses
 from lahis_tl.tuning import TunedMask, scattered, tune_mask
 
@@ -53,20 +54,24 @@ def test_the_loss_is_that_of_the_targets_alone(
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
-def test_one_step_is_adamw_on_the_exact_gradient(llama: nn.Module, heads: lt.HeadSet) -> None:
-    """A plain writing: the gradient of the mean loss by finite differences, AdamW's first step is its sign."""
+def test_the_gradient_is_that_of_the_mean_loss_and_a_step_is_adamws(
+    llama: nn.Module, heads: lt.HeadSet
+) -> None:
+    """By finite differences of a plain writing of the loss; AdamW's first step is the gradient's sign."""
     pairs = encode_pairs(llama, PAIRS)
     tuned = tune_mask(llama, PAIRS, heads, epochs=1, batch_size=3, **OPTIONS)
+    values = nn.Parameter(torch.ones(len(heads)))
+    run = tuning._Run(llama, heads, [])
+    for first in (0, 2):  # two passes of unequal size make one mean
+        run.backward(values, pairs[first : first + 2], len(pairs))
     for i, head in enumerate(heads):
         losses = []
         for step in (1e-4, -1e-4):
-            values = torch.ones(len(heads), dtype=torch.float64)
-            values[i] += step
             factors = torch.ones(grid_of(llama).shape, dtype=torch.float64)
-            for other, value in zip(heads, values, strict=True):
-                factors[other] = value
+            factors[head] += step
             losses.append(float(by_hand(llama, pairs, factors).double().mean()))
         slope = (losses[0] - losses[1]) / 2e-4
+        assert float(values.grad[i]) == pytest.approx(slope, rel=2e-2, abs=1e-4)
         assert float(tuned.factors[head]) == pytest.approx(
             1 - 0.05 * math.copysign(1, slope), abs=1e-4
         )
@@ -87,10 +92,67 @@ def test_only_the_chosen_factors_move(llama: nn.Module, heads: lt.HeadSet) -> No
 
 
 def test_accumulation_equals_one_large_batch(llama: nn.Module, heads: lt.HeadSet) -> None:
-    pairs = [*PAIRS, PAIRS[0]]
+    pairs = [*PAIRS, PAIRS[0], PAIRS[1]]  # the last group is a part of one
     whole = tune_mask(llama, pairs, heads, epochs=2, batch_size=4, **OPTIONS)
     parts = tune_mask(llama, pairs, heads, epochs=2, batch_size=2, accumulation=2, **OPTIONS)
     torch.testing.assert_close(whole.factors, parts.factors, atol=1e-5, rtol=1e-5)
+
+
+def test_a_gradient_that_is_not_finite_stops_and_keeps_the_last_good_mask(
+    llama: nn.Module, heads: lt.HeadSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls = tuning._gradient, []
+
+    def overflows(values: nn.Parameter) -> torch.Tensor:
+        calls.append(1)
+        return real(values) * (float("inf") if len(calls) > 3 else 1.0)
+
+    good = tune_mask(llama, PAIRS, heads, epochs=1, batch_size=1, **OPTIONS)
+    monkeypatch.setattr(tuning, "_gradient", overflows)
+    tuned = tune_mask(llama, PAIRS, heads, epochs=5, batch_size=1, **OPTIONS)
+    assert tuned.stopped == "nan"
+    assert torch.equal(tuned.factors, good.factors)
+
+
+def test_it_trains_where_gradients_are_off(llama: nn.Module, heads: lt.HeadSet) -> None:
+    with torch.no_grad():
+        tuned = tune_mask(llama, PAIRS, heads, epochs=1, **OPTIONS)
+    assert len(tuned.mask.heads()) == len(heads)
+
+
+def test_patience_ends_training(
+    llama: nn.Module, heads: lt.HeadSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = iter([2.0, 1.0, 1.5, 1.2, 1.1, 0.5])
+    monkeypatch.setattr(
+        tuning,
+        "target_losses",
+        lambda model, pairs, *rest, **options: torch.tensor(
+            [next(losses) if len(pairs) == 1 else 3.0]
+        ),
+    )
+    tuned = tune_mask(llama, PAIRS, heads, validation=PAIRS[:1], epochs=9, patience=2, **OPTIONS)
+    assert tuned.stopped == "patience"
+    assert tuned.history["valid_nll"].tolist() == [2.0, 1.0, 1.5, 1.2]
+    assert tuned.card["settings"]["kept_epoch"] == 1
+
+
+def test_nothing_below_the_first_chosen_layer_is_differentiated(llama: nn.Module) -> None:
+    seen: dict[int, bool] = {}
+
+    def note(layer: int):
+        return lambda z: seen.__setitem__(layer, z.requires_grad)
+
+    values = torch.ones(1, requires_grad=True)
+    only = lt.HeadSet(grid_of(llama), ["L1H2"])
+    pairs = encode_pairs(llama, PAIRS)
+    with (
+        hooked_heads(llama, {layer: note(layer) for layer in range(3)}),
+        frozen(llama),
+        lt.masked(llama, lt.HeadMask(scattered(only, values)), [1]),
+    ):
+        pair_nll(llama, pairs)
+    assert seen == {0: False, 1: False, 2: True}
 
 
 def test_seeds_repeat_and_differ(llama: nn.Module, heads: lt.HeadSet) -> None:

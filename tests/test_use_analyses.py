@@ -128,8 +128,8 @@ def test_off_target_runs(
     assert set(own["task"]) == {"continuation", "summary", "instruction"}
     assert own.query("task == 'continuation'")["reference"].notna().all()
     assert (own.query("language == 'de'")["line_pass"] == False).all()  # noqa: E712
-    if "fr" in result.card["writes"]:
-        check(result, tmp_path, "generations", off_target.report)
+    assert "fr" in result.card["writes"]
+    check(result, tmp_path, "generations", off_target.report)
     with pytest.raises(ValueError, match="'en' must be among the languages"):
         off_target.run(speaker, ("fr", "de"))
 

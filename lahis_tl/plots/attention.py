@@ -36,7 +36,7 @@ def attention_change(
             row=1,
             col=column,
         )
-    resting = [head for head in before.sinks() if head in set(after.sinks())]
+    resting = sorted(set(before.sinks()) & set(after.sinks()))
     for column in (1, 2, 3):
         figure.add_trace(
             go.Scatter(
