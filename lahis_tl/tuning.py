@@ -132,7 +132,7 @@ def tune_mask(
     values = nn.Parameter(torch.ones(len(heads), device=device_of(model)))
     optimizer = torch.optim.AdamW([values], lr=learning_rate, weight_decay=0.0)
     order = random.Random(seed)
-    run = _Run(model, heads, held_out)
+    run = _Run(model, heads, held_out, pull=learning_rate * weight_decay)
     run.note(0, values, _mean(target_losses(model, train, progress=False)))
     if not math.isfinite(run.rows[0]["train_nll"]):
         raise ValueError(
@@ -147,21 +147,10 @@ def tune_mask(
     ):
         for epoch in range(1, epochs + 1):
             shuffled = order.sample(train, len(train))
-            loss = 0.0
-            for start in range(0, len(shuffled), batch_size * accumulation):
-                group = shuffled[start : start + batch_size * accumulation]
-                for first in range(0, len(group), batch_size):
-                    loss += run.backward(values, group[first : first + batch_size], len(group))
-                    bar.update()
-                if not (math.isfinite(loss) and torch.isfinite(_gradient(values)).all()):
-                    break
-                optimizer.step()
-                optimizer.zero_grad()
-                with torch.no_grad():
-                    values.lerp_(torch.ones_like(values), learning_rate * weight_decay)
-            else:
-                run.note(epoch, values, loss / len(train))
-            if run.rows[-1]["epoch"] < epoch or run.failed:
+            loss = run.epoch(values, optimizer, shuffled, batch_size, accumulation, bar)
+            if loss is not None:
+                run.note(epoch, values, loss)
+            if loss is None or run.failed:
                 stopped = "nan"
                 break
             bar.set_postfix(train=f"{run.rows[-1]['train_nll']:.3f}")
@@ -206,12 +195,40 @@ class _Run:
         model: LensModel,
         heads: HeadSet,
         held_out: Sequence[EncodedPair],
+        pull: float = 0.0,
     ) -> None:
-        self.model, self.heads, self.held_out = model, heads, held_out
+        self.model, self.heads, self.held_out, self.pull = model, heads, held_out, pull
         self.layers = sorted({head.layer for head in heads})
         self.rows: list[dict[str, Any]] = []
         self.best, self.best_epoch, self.best_loss = torch.ones(len(heads)), 0, math.inf
         self.failed = False  # the validation loss is not finite
+
+    def epoch(
+        self,
+        values: nn.Parameter,
+        optimizer: torch.optim.Optimizer,
+        pairs: Sequence[EncodedPair],
+        batch_size: int,
+        accumulation: int,
+        bar: tqdm,
+    ) -> float | None:
+        """Once through the pairs; their mean loss, or None where a loss or gradient is not finite.
+
+        The step of such a gradient is not taken.
+        """
+        total = 0.0
+        for start in range(0, len(pairs), batch_size * accumulation):
+            group = pairs[start : start + batch_size * accumulation]
+            for first in range(0, len(group), batch_size):
+                total += self.backward(values, group[first : first + batch_size], len(group))
+                bar.update()
+            if not (math.isfinite(total) and torch.isfinite(_gradient(values)).all()):
+                return None
+            optimizer.step()
+            optimizer.zero_grad()
+            with torch.no_grad():
+                values.lerp_(torch.ones_like(values), self.pull)
+        return total / len(pairs)
 
     def backward(self, values: Tensor, batch: Sequence[EncodedPair], pairs: int) -> float:
         """Add the gradient of a batch, as part of a mean over ``pairs``; returns the sum of its losses."""
