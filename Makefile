@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export HF_HUB_OFFLINE := 1
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
-.PHONY: demo test slow lint types doctest check check-4 benchmark clean
+.PHONY: demo test slow real lint types doctest check check-4 benchmark clean
 
 $(VENV)/installed: pyproject.toml constraints/tl-$(TL).txt
 	$(PYTHON) -m venv $(VENV)
@@ -23,6 +23,9 @@ test: $(VENV)/installed  ## the test suite, without the slow tests
 slow: $(VENV)/installed  ## tests on the real model, and the notebooks
 	$(BIN)/python -m pytest -m slow tests
 
+real: $(VENV)/installed  ## tests on the real model alone
+	$(BIN)/python -m pytest -m slow tests/test_smollm2.py
+
 doctest: $(VENV)/installed
 	$(BIN)/python -m pytest -q --doctest-modules lahis_tl
 
@@ -33,8 +36,8 @@ lint: $(VENV)/installed
 types: $(VENV)/installed
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-check-4:  ## the suite on the newest transformer-lens 4
-	$(MAKE) test slow VENV=$(VENV)-4 TL=4
+check-4:  ## the suite and the real model on the newest transformer-lens 4
+	$(MAKE) test real VENV=$(VENV)-4 TL=4
 
 check: lint types doctest test slow check-4  ## all of it
 
