@@ -52,7 +52,7 @@ def run(
     factor: float = 0.0,
     method: str = "lahis",
     rule: str = "contrastive",
-    draws: int = 19,
+    draws: int = 9,
     max_tokens: int = 64,
     max_new_tokens: int = 32,
     temperature: float = 0.0,
