@@ -151,7 +151,7 @@ def report(
     ]
     verdict = (
         f"{MEASURES[measure]} of {n} summaries in {', '.join(card['writes'])} without a mask: {plain['value']:.1f}. "
-        f"Change: {'; '.join(parts)}. The least p that {off[0]['draws']} random sets allow is "
+        f"Change: {'; '.join(parts)}. The least p that {off[0]['draws']:.0f} random sets allow is "
         f"{1 / (off[0]['draws'] + 1):.2g}."
     )
     return {"effects": effects, "languages": languages}, {"effect": figure}, verdict
