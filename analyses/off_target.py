@@ -242,9 +242,9 @@ if __name__ == "__main__":
         {
             "languages": ("en", "fr", "es"),
             "n": 16,
-            "prompts": 3,
+            "prompts": 2,
             "draws": 3,
-            "max_new_tokens": 24,
+            "max_new_tokens": 20,
             "checkpoint": None,
         },
     )
