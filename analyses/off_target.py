@@ -230,8 +230,8 @@ def _verdict(
     return (
         f"Without a mask {plain['value']:.0%} of {plain['texts']} texts in {codes} are in the right language in "
         f"every line (all languages: {listed}). Change of that share: {'; '.join(parts)}. The two identifiers name "
-        f"the same language for {agreement:.0%} of the texts. The least p that {suppressed[0]['draws']:.0f} random sets "
-        f"allow is {1 / (suppressed[0]['draws'] + 1):.2g}."
+        f"the same language for {agreement:.0%} of the texts. The least p that {suppressed[0]['draws']:.0f} random "
+        f"sets allow is {1 / (suppressed[0]['draws'] + 1):.2g}."
     )
 
 
