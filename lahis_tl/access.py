@@ -83,10 +83,11 @@ def layer_points(model: LensModel, name: str) -> list[nn.Module]:
     Raises:
         ModelError: some layer has none.
     """
+    grid = grid_of(model)
     points = _points.setdefault(model, {})
     if name not in points:
         table = model.hook_dict
-        names = [f"blocks.{layer}.{name}" for layer in range(grid_of(model).n_layers)]
+        names = [f"blocks.{layer}.{name}" for layer in range(grid.n_layers)]
         missing = [each for each in names if each not in table]
         if missing:
             raise ModelError(
