@@ -109,8 +109,10 @@ def test_off_target_runs(
 ) -> None:
     real = off_target.competence
 
-    def generous(*arguments, **options):
-        return real(*arguments, least=1e-9, **options)
+    def french_alone(*arguments, **options):
+        found = real(*arguments, **options)
+        found.table["writes"] = found.table["language"] == "fr"
+        return found
 
     class French:
         name = "french"
@@ -119,7 +121,7 @@ def test_off_target_runs(
             return ("fr", 1.0) if text.strip() else ("und", 0.0)
 
     monkeypatch.setattr(off_target, "language_identifier", lambda name: French())
-    monkeypatch.setattr(off_target, "competence", generous)
+    monkeypatch.setattr(off_target, "competence", french_alone)
     result = off_target.run(speaker, LANGUAGES, prompts=2, max_new_tokens=30, **SMALL)
     own = pd.DataFrame(result.records["generations"])
     assert len(own) == (3 * 3 * 2) * (1 + 3 + 3 * 3), (
@@ -128,7 +130,7 @@ def test_off_target_runs(
     assert set(own["task"]) == {"continuation", "summary", "instruction"}
     assert own.query("task == 'continuation'")["reference"].notna().all()
     assert (own.query("language == 'de'")["line_pass"] == False).all()  # noqa: E712
-    assert "fr" in result.card["writes"]
+    assert result.card["writes"] == ["fr"]
     check(result, tmp_path, "generations", off_target.report)
     with pytest.raises(ValueError, match="'en' must be among the languages"):
         off_target.run(speaker, ("fr", "de"))
