@@ -30,6 +30,7 @@ from analyses.result import (
     choose_and_set_aside,
     model_of,
     run_from_command_line,
+    scored_ids,
     under,
 )
 from lahis_tl.access import LensModel
@@ -47,13 +48,13 @@ def run(
     model: LensModel | str = "smollm2",
     languages: Sequence[str] = ("en", "fr", "es", "de", "it", "pt"),
     n: int = 40,
-    prompts: int = 16,
+    prompts: int = 10,
     source: str = "bundled",
     measure: str = "chrf",
     factor: float = 0.0,
     method: str = "lahis",
     rule: str = "contrastive",
-    draws: int = 8,
+    draws: int = 9,
     max_tokens: int = 64,
     max_new_tokens: int = 40,
     seed: int = 0,
@@ -66,8 +67,7 @@ def run(
 
     Args:
         n, max_tokens: texts a language that heads are scored on, and where they are cut.
-        prompts: texts to sum up, a language. Of the bundled ones some were scored as well: heads are chosen by
-            how well texts are predicted, not by their summaries.
+        prompts: texts to sum up, a language; none that was scored.
         source: ``bundled``, or ``csebuetnlp/xlsum`` from the hub.
         measure: ``chrf``, or ``bertscore`` (needs bert-score and an encoder from the hub).
     """
@@ -91,7 +91,8 @@ def run(
     )
     identify = language_identifier()
     gate = competence(model, testing, identify=identify, max_tokens=max_tokens, **options)
-    tasks = summary_tasks(languages, prompts, source, seed)
+    scored = scored_ids(languages, n, seed)
+    tasks = summary_tasks(languages, prompts, source, seed, without=scored)
     conditions: Conditions = {
         GENERAL: dict.fromkeys(languages, heads.general),
         SPECIFIC: {code: heads.specific[code] for code in languages},
@@ -129,11 +130,21 @@ def run(
 def report(
     records: Sequence[Mapping[str, Any]], card: Mapping[str, Any]
 ) -> tuple[dict[str, pd.DataFrame], dict[str, go.Figure], str]:
-    """Tables, figure and verdict from the saved generations alone."""
+    """Tables, figure and verdict from the saved generations alone.
+
+    Languages that the model cannot write are in the table by language alone.
+    """
     rows, measure = pd.DataFrame(records), card["measure"]
-    effects = against_random(rows, measure, EXPECTED)
     languages = against_random(rows, measure, EXPECTED, "language")
     languages["writes"] = languages["language"].isin(card["writes"])
+    rows = pd.DataFrame(rows[rows["language"].isin(card["writes"])])
+    if rows.empty:
+        return (
+            {"languages": languages},
+            {},
+            "The model writes none of the languages, so nothing can be said.",
+        )
+    effects = against_random(rows, measure, EXPECTED)
     n = len(under(rows, NONE))
     figure = lt.plots.beside_draws(
         effects.iloc[1:].rename(columns={"condition": "name"}),

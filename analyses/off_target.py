@@ -186,10 +186,7 @@ def _rates_figure(rates: pd.DataFrame, card: Mapping[str, Any]) -> go.Figure:
     rates = rates.assign(shown=shown)
     for i, (condition, rows) in enumerate(rates.groupby("condition", sort=False)):
         figure.add_bar(
-            x=[
-                code if ok else f"{code} (cannot write)"
-                for code, ok in zip(rows["language"], rows["writes"], strict=True)
-            ],
+            x=rows["shown"],
             y=rows["line_rate"],
             name=str(condition),
             marker_color=lt.plots.CATEGORICAL[i],

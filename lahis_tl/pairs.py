@@ -13,7 +13,7 @@ from lahis_tl.access import LensModel, context_length, device_of, grid_of, token
 from lahis_tl.evaluation import refuse_text_rows
 from lahis_tl.losses import token_nll
 from lahis_tl.masks import HeadMask, masked
-from lahis_tl.prompts import decoding_groups
+from lahis_tl.prompts import decoding_groups, open_ids
 
 
 @dataclass(frozen=True)
@@ -60,17 +60,8 @@ def encode_pairs(model: LensModel, pairs: Sequence[Pair | EncodedPair]) -> list[
 
 def _encoded(model: LensModel, index: int, pair: Pair) -> EncodedPair:
     tokenizer = tokenizer_of(model)
-    prompt, target = (text.encode("utf-8", "replace").decode() for text in pair)
-    alone, whole = tokenizer([prompt, prompt + target], verbose=False)["input_ids"]
-    end = tokenizer.eos_token_id
-    if (
-        whole
-        and whole[-1] == end
-        and alone
-        and alone[-1] == end
-        and not prompt.endswith(str(tokenizer.eos_token))
-    ):  # some tokenizers close every text
-        alone, whole = alone[:-1], whole[:-1]
+    prompt, target = pair
+    alone, whole = open_ids(tokenizer, [prompt, prompt + target])
     if list(whole[: len(alone)]) != list(alone):
         raise ValueError(
             f"the tokenizer joins the target {target!r} of pair {index} with the prompt's end {prompt[-20:]!r}; "

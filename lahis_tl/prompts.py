@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from lahis_tl.access import LensModel, context_length, grid_of, tokenizer_of
 from lahis_tl.masks import HeadMask
 
-Masks = HeadMask | Sequence[HeadMask | None] | None
+Masks = HeadMask | Tensor | Sequence[HeadMask | None] | None
 
 
 def prompt_ids(model: LensModel, prompts: Sequence[str], max_new_tokens: int) -> list[list[int]]:
@@ -20,11 +21,8 @@ def prompt_ids(model: LensModel, prompts: Sequence[str], max_new_tokens: int) ->
     if not prompts:
         raise ValueError("there is no prompt")
     tokenizer, limit = tokenizer_of(model), context_length(model)
-    clean = [prompt.encode("utf-8", "replace").decode() for prompt in prompts]
-    encoded = [list(ids) for ids in tokenizer(clean, verbose=False)["input_ids"]]
+    encoded = open_ids(tokenizer, prompts)
     for i, ids in enumerate(encoded):
-        if ids and len(ids) > 1 and ids[-1] == tokenizer.eos_token_id and clean[i]:
-            ids.pop()  # some tokenizers close every text; a prompt goes on
         if not ids:
             raise ValueError(f"prompt {i} ({prompts[i]!r}) has no token to go on from")
         if limit is not None and len(ids) + max_new_tokens > limit:
@@ -32,6 +30,17 @@ def prompt_ids(model: LensModel, prompts: Sequence[str], max_new_tokens: int) ->
                 f"prompt {i} has {len(ids)} tokens; with {max_new_tokens} new ones that exceeds the model's "
                 f"context of {limit}. Shorten it ({prompts[i][:40]!r}...) or lower max_new_tokens"
             )
+    return encoded
+
+
+def open_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of texts that are to go on: without the end that some tokenizers put to every text."""
+    clean = [text.encode("utf-8", "replace").decode() for text in texts]
+    encoded = [list(ids) for ids in tokenizer(clean, verbose=False)["input_ids"]]
+    closing = tokenizer.eos_token_id
+    for text, ids in zip(clean, encoded, strict=True):
+        if len(ids) > 1 and ids[-1] == closing and not text.endswith(str(tokenizer.eos_token)):
+            ids.pop()
     return encoded
 
 
@@ -60,7 +69,10 @@ def mask_rows(
     if mask is None:
         return None
     fill = None
+    mask = HeadMask(mask) if isinstance(mask, Tensor) else mask
     if isinstance(mask, HeadMask):
+        if mask.grid != grid_of(model):
+            raise ValueError(f"the mask is for {mask.grid}, but the model has {grid_of(model)}")
         factors, fill = mask.factors, mask.fill
         if factors.ndim == 2:
             factors = factors.expand(n_prompts, *factors.shape)
@@ -90,6 +102,7 @@ def mask_card(mask: Masks) -> Any:
     """What a card says of a mask: factors of the heads that it changes; of many, for each prompt."""
     if mask is None:
         return None
+    mask = HeadMask(mask) if isinstance(mask, Tensor) else mask
     if not isinstance(mask, HeadMask):
         return [mask_card(each) for each in mask]
     if mask.factors.ndim == 3:

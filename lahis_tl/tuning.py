@@ -109,7 +109,8 @@ def tune_mask(
 
     The factors are float32 whatever the model's dtype and start at 1; all other heads keep exactly 1. The loss is the
     mean over pairs of the mean NLL of the target's tokens. Nothing below the first chosen head's layer is
-    differentiated, and logits are computed for targets alone.
+    differentiated, and logits are computed for targets alone. (The soft mask of Liu et al., arXiv 2511.07498; their own
+    procedure is ``lahis_tl.authors.soft_mask``.)
 
     Args:
         validation: pairs by which the best epoch is kept (epoch 0, no mask, included); by default the last one is.

@@ -113,6 +113,9 @@ def test_each_prompt_has_its_own_mask_whatever_the_order_of_batches(llama: nn.Mo
         assert lt.generate(llama, prompt, mask, **options)[0] == row
     stacked = torch.stack([torch.ones(grid.shape) if m is None else m.factors for m in masks])
     assert list(lt.generate(llama, PROMPTS, lt.HeadMask(stacked), **options)) == list(found)
+    assert list(lt.generate(llama, PROMPTS, stacked, **options)) == list(found)
+    with pytest.raises(ValueError, match="the mask is for 2 layers"):
+        lt.generate(llama, PROMPTS, torch.ones(2, 4), **options)
 
 
 def test_mean_ablation_acts_in_generation(llama: nn.Module) -> None:

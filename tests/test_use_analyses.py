@@ -11,7 +11,7 @@ from torch import nn
 import lahis_tl as lt
 from analyses import attention_transfer, general_heads, off_target
 from analyses.generating import NONE, against_random
-from analyses.result import Result
+from analyses.result import Result, scored_ids
 from lahis_tl.records import load_records
 from lahis_tl.transfer import conflicts
 
@@ -186,8 +186,37 @@ def test_the_interval_is_paired_over_prompts() -> None:
     assert found["random_change"] == 0.5
 
 
-def test_general_heads_run(speaker: nn.Module, tmp_path: Path) -> None:
+def test_summaries_in_languages_that_the_model_cannot_write_do_not_count() -> None:
+    rows = [generation(i, NONE, True) for i in range(6)]
+    for condition in ("general heads", "own specific heads"):
+        rows += [generation(i, condition, i < 3) for i in range(6)]
+        rows += [generation(i, condition, True, d) for d in range(4) for i in range(6)]
+    foreign = [{**row, "language": "zh", "number": row["number"] + 6, "chrf": 0.0} for row in rows]
+    card = {"model": {"name": "made up"}, "writes": ["fr"], "measure": "chrf"}
+    tables, _, verdict = general_heads.report([*rows, *foreign], card)
+    found = tables["effects"].set_index("condition")
+    assert found.loc[NONE, "value"] == 50.0
+    assert found.loc["general heads", "change"] == -15.0
+    assert found.loc["general heads", "p"] == pytest.approx(1 / 5)
+    assert "chrF of 6 summaries in fr without a mask: 50.0" in verdict
+    assert set(tables["languages"]["language"]) == {"fr", "zh"}
+    assert general_heads.report(foreign, card)[2].startswith("The model writes none")
+
+
+def test_general_heads_run(
+    speaker: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = general_heads.competence
+
+    def all_written(*arguments, **options):
+        found = real(*arguments, **options)
+        found.table["writes"] = True
+        return found
+
+    monkeypatch.setattr(general_heads, "competence", all_written)
     result = general_heads.run(speaker, LANGUAGES, prompts=2, max_new_tokens=12, **SMALL)
+    scored = scored_ids(LANGUAGES, SMALL["n"], 0)
+    assert not {row["id"] for row in result.records["generations"]} & scored
     tables = check(result, tmp_path, "generations", general_heads.report)
     rows = pd.DataFrame(result.records["generations"])
     assert rows["chrf"].between(0, 100).all()
