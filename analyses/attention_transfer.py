@@ -23,11 +23,10 @@ from analyses.result import (
     run_from_command_line,
     under,
 )
+from analyses.transfer_inside import draw_attention, draw_lens, lens_records, measure_attention
 from lahis_tl.access import LensModel
-from lahis_tl.attention import Spans, attention_mass, head_pattern
-from lahis_tl.lens import logit_lens
 from lahis_tl.statistics import empirical_p, mean_interval
-from lahis_tl.transfer import Conflict, answer_tokens, conflicts, transfer_answers
+from lahis_tl.transfer import Conflict, conflicts, transfer_answers
 
 NONE, ENHANCED, WEAKENED, BOTH = "no mask", "first enhanced", "second weakened", "both"
 CONDITIONS = (ENHANCED, WEAKENED, BOTH)
@@ -130,15 +129,34 @@ def run(
     for factor in factors:
         records += ask(sets, (factor, 1.0), "sweep")
     tables, figures, verdict = report(records, about)
-    looking, pictures = _attention(model, items, sets, doses, about, progress)
-    lens_table, figures["lens"] = _lens(model, items, sets, doses, about)
+    masked = {
+        name: None if dose is None else masks_of(items, sets, *dose)
+        for name, dose in {NONE: None, **doses}.items()
+    }
+    before, after, pattern = measure_attention(model, items, masked[BOTH] or [], progress)
+    lens = lens_records(model, items, masked)
+    attention_table, pictures = draw_attention(
+        before, after, pattern, f"first × {enhance:g}, second × {weaken:g}", about
+    )
+    lens_table, figures["lens"] = draw_lens(lens, NONE, about)
     return Result(
         "attention_transfer",
-        {**tables, **looking, "lens": lens_table, "heads": heads.to_dataframe()},
+        {
+            **tables,
+            "attention": attention_table,
+            "lens": lens_table,
+            "heads": heads.to_dataframe(),
+        },
         {**figures, **pictures},
         verdict,
         about,
-        {"answers": records, "conflicts": [vars(item) for item in items]},
+        {
+            "answers": records,
+            "conflicts": [vars(item) for item in items],
+            "lens_prompts": lens,
+            "pattern": [pattern],
+        },
+        {"attention_before": before, "attention_after": after},
     )
 
 
@@ -281,88 +299,6 @@ def _figures(
         "pairs": matrix,
         "sweep": dose.update_layout(showlegend=False),
     }
-
-
-def _attention(
-    model: LensModel,
-    items: Sequence[Conflict],
-    sets: Mapping[str, lt.HeadSet],
-    doses: Mapping[str, tuple[float, float]],
-    card: Mapping[str, Any],
-    progress: bool,
-) -> tuple[dict[str, pd.DataFrame], dict[str, go.Figure]]:
-    """Attention of the last position on the two statements, before and after; one pattern to look at."""
-    texts = [item.prompt for item in items]
-    spans: list[Spans] = [{"first": item.spans[0], "second": item.spans[1]} for item in items]
-    before = attention_mass(model, texts, spans, progress=progress)
-    masks = masks_of(items, sets, *doses[BOTH])
-    after = attention_mass(model, texts, spans, masks, progress=progress)
-    table = before.to_dataframe().merge(
-        after.to_dataframe(), on=["layer", "head", "label"], suffixes=("", "_after")
-    )
-    figures = {
-        f"attention_{part}": lt.plots.attention_change(
-            before, after, part, "first × {:g}, second × {:g}".format(*doses[BOTH])
-        )
-        for part in ("first", "second")
-    }
-    looking = (before["first"] + before["second"]).mean(0)
-    head = before.grid.head(int(looking.argmax()))
-    tokens, pattern = head_pattern(model, texts[0], head)
-    figures["pattern"] = lt.plots.attention_pattern(
-        tokens,
-        pattern,
-        f"Attention pattern of {head.label}, the head that looks at the statements most",
-        lt.plots.about_card(card, f"{items[0].first} against {items[0].second}, no mask"),
-    )
-    return {"attention": table}, figures
-
-
-def _lens(
-    model: LensModel,
-    items: Sequence[Conflict],
-    sets: Mapping[str, lt.HeadSet],
-    doses: Mapping[str, tuple[float, float]],
-    card: Mapping[str, Any],
-) -> tuple[pd.DataFrame, go.Figure]:
-    """Log-probability of the first answer minus the second's after each layer, under each mask."""
-    texts, targets = [item.prompt for item in items], [answer_tokens(model, item) for item in items]
-    rows: list[dict[str, Any]] = []
-    lines: dict[str, Any] = {}
-    plain = logit_lens(model, texts, targets)
-    plain_difference = plain[..., 0] - plain[..., 1]
-    for condition in (NONE, *doses):
-        nats = plain
-        if condition != NONE:
-            nats = logit_lens(model, texts, targets, masks_of(items, sets, *doses[condition]))
-        difference = nats[..., 0] - nats[..., 1]
-        change = difference - plain_difference
-        moved = [mean_interval(change[:, layer]) for layer in range(change.shape[1])]
-        rows += [
-            {
-                "condition": condition,
-                "layer": layer,
-                "first": float(nats[:, layer, 0].mean()),
-                "second": float(nats[:, layer, 1].mean()),
-                "difference": float(difference[:, layer].mean()),
-                "change": found.value,
-                "lower": found.lower,
-                "upper": found.upper,
-            }
-            for layer, found in enumerate(moved)
-        ]
-        if condition != NONE:
-            lines[condition] = tuple(map(list, zip(*moved, strict=True)))
-    figure = lt.plots.curves(
-        [float(layer) for layer in range(plain.shape[1])],
-        lines,
-        title="Logit lens: how each mask moves the two answers, layer by layer",
-        about=lt.plots.about_card(card, f"{len(items)} prompts, 95% intervals over prompts"),
-        x_title="after layer",
-        y_title="change of log-probability,<br>first minus second answer (nats)",
-        legend="heads scaled",
-    )
-    return pd.DataFrame(rows), figure
 
 
 def _verdict(overall: pd.DataFrame, pairs: pd.DataFrame, prompts: int) -> str:

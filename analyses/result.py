@@ -15,6 +15,7 @@ import plotly.graph_objects as go
 
 import lahis_tl as lt
 from lahis_tl.access import LensModel
+from lahis_tl.artifacts import Artifact
 from lahis_tl.records import load_records, save_records
 
 logger = logging.getLogger(__name__)
@@ -32,6 +33,7 @@ class Result:
         card: model, texts and settings behind it.
         records: by name, the rows that tables and figures were made from (generated texts among them), so that
             both can be made again without the model.
+        artifacts: by name, the same for what is too large for rows.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Result:
     verdict: str
     card: Mapping[str, Any] = field(default_factory=dict, repr=False)
     records: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict, repr=False)
+    artifacts: Mapping[str, Artifact] = field(default_factory=dict, repr=False)
 
     @property
     def dataframe(self) -> pd.DataFrame:
@@ -54,8 +57,8 @@ class Result:
         return "\n\n".join([*parts, self.verdict])
 
     def save(self, folder: str | Path) -> Path:
-        """Write tables as CSV, records as JSON lines, one page with all figures, each as PNG where kaleido is
-        there, the verdict.
+        """Write tables as CSV, records as JSON lines, artifacts, one page with all figures, each as PNG where kaleido
+        is there, the verdict.
 
         Returns:
             the page.
@@ -69,6 +72,8 @@ class Result:
         (folder / "verdict.txt").write_text(self.verdict + "\n", encoding="utf-8")
         for name, rows in self.records.items():
             save_records(folder / name, rows, self.card)
+        for name, artifact in self.artifacts.items():
+            artifact.save(folder / name)
         for name, figure in self.figures.items():
             try:
                 lt.plots.write(figure, folder / f"{name}.png")

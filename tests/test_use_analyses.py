@@ -9,7 +9,7 @@ import pytest
 from torch import nn
 
 import lahis_tl as lt
-from analyses import attention_transfer, general_heads, off_target
+from analyses import attention_transfer, general_heads, off_target, transfer_inside
 from analyses.generating import NONE, against_random
 from analyses.result import Result, scored_ids
 from lahis_tl.records import load_records
@@ -56,6 +56,23 @@ def test_attention_transfer_runs(speaker: nn.Module, tmp_path: Path) -> None:
         "the last layer is the output"
     )
     assert {"attention_first", "attention_second", "pattern", "lens"} <= set(result.figures)
+
+
+def test_what_happened_inside_is_drawn_again_from_what_was_saved(
+    speaker: nn.Module, tmp_path: Path
+) -> None:
+    result = attention_transfer.run(speaker, LANGUAGES, prompts=1, factors=(), **SMALL)
+    result.save(tmp_path)
+    (pattern,), card = load_records(tmp_path / "pattern")
+    before, after = (lt.load(tmp_path / f"attention_{when}") for when in ("before", "after"))
+    table, figures = transfer_inside.draw_attention(before, after, pattern, "masked", card)
+    pd.testing.assert_frame_equal(table, result.tables["attention"])
+    shown = figures["pattern"].data[0].z
+    assert (shown == result.figures["pattern"].data[0].z).all()
+    rows, card = load_records(tmp_path / "lens_prompts")
+    table, figure = transfer_inside.draw_lens(rows, NONE, card)
+    pd.testing.assert_frame_equal(table, result.tables["lens"])
+    assert [t.name for t in figure.data] == [t.name for t in result.figures["lens"].data]
 
 
 def test_masks_scale_each_prompts_own_languages() -> None:
