@@ -23,18 +23,17 @@ from analyses.generating import (
     generate_under,
     labels_of,
     random_changes,
+    set_up,
 )
 from analyses.result import (
     Parts,
     Result,
-    choose_and_set_aside,
     model_of,
     run_from_command_line,
     scored_ids,
     under,
 )
 from lahis_tl.access import LensModel
-from lahis_tl.gate import competence
 from lahis_tl.identify import language_identifier
 from lahis_tl.quality import bert_scores
 from lahis_tl.tasks import summary_tasks
@@ -77,29 +76,30 @@ def run(
         bert_scores([], [])  # not installed? Better now than after all is written
     model = model_of(model, dtype=dtype)
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "progress": progress}
-    grads, heads, testing = choose_and_set_aside(
+    identify = language_identifier()
+    ready = set_up(
         model,
         languages,
-        n,
-        8,
-        method,
-        rule,
-        seed,
-        rule_options,
+        n=n,
+        continuations=0,
+        gated=8,
+        method=method,
+        rule=rule,
+        rule_options=rule_options,
+        seed=seed,
         max_tokens=max_tokens,
-        progress=progress,
+        identify=identify,
+        **options,
     )
-    identify = language_identifier()
-    gate = competence(model, testing, identify=identify, max_tokens=max_tokens, **options)
+    heads = ready.heads
     scored = scored_ids(languages, n, seed)
     tasks = summary_tasks(languages, prompts, source, seed, without=scored)
     conditions: Conditions = {
         GENERAL: dict.fromkeys(languages, heads.general),
         SPECIFIC: {code: heads.specific[code] for code in languages},
     }
-    card = {"model": grads.card["model"], "heads": heads.card, "rule": heads.rule, "factor": factor}
-    card |= {"sets": labels_of(conditions), "method": method, "max_new_tokens": max_new_tokens}
-    card |= {"writes": gate.writes, "measure": measure, "source": source, "seed": seed}
+    card = ready.card | {"factor": factor, "sets": labels_of(conditions)}
+    card |= {"measure": measure, "source": source}
     drawn = drawn_sets(conditions, heads.general, draws, seed)
     records = generate_under(
         model,
@@ -119,7 +119,7 @@ def run(
     tables, figures, verdict = report(records, card)
     return Result(
         "general_heads",
-        {**tables, "competence": gate.to_dataframe(), "heads": heads.to_dataframe()},
+        {**tables, "competence": ready.gate.to_dataframe(), "heads": heads.to_dataframe()},
         figures,
         verdict,
         card,

@@ -1,23 +1,91 @@
 """What experiments on generated text share: many masks over the same prompts, judged, beside random sets."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import pandas as pd
 import torch
 
 import lahis_tl as lt
-from analyses.result import Parts, means_by_draw, under
+from analyses.result import Parts, choose_and_set_aside, means_by_draw, under
 from lahis_tl.access import LensModel
 from lahis_tl.confusion import judge_texts
+from lahis_tl.gate import Competence, competence
 from lahis_tl.identify import LanguageIdentifier
 from lahis_tl.statistics import Interval, empirical_p, mean_interval
-from lahis_tl.tasks import Task
+from lahis_tl.tasks import Task, continuation_tasks
 
 NONE = "no mask"
 # condition → language of the prompt → the heads that are scaled.
 Conditions = Mapping[str, Mapping[str, lt.HeadSet]]
+
+
+@dataclass(frozen=True)
+class SetUp:
+    """What stands before anything is generated under a mask.
+
+    Attributes:
+        heads: chosen on the scored texts.
+        continuations: prompts from texts that neither the scores nor the gate have seen.
+        gate: which languages the model can write.
+        card: of all that.
+    """
+
+    heads: lt.LanguageHeads
+    continuations: list[Task]
+    gate: Competence
+    card: dict[str, Any]
+
+
+def set_up(
+    model: LensModel,
+    languages: Sequence[str],
+    *,
+    n: int,
+    continuations: int,
+    gated: int,
+    method: str,
+    rule: str,
+    rule_options: Mapping[str, Any],
+    seed: int,
+    max_tokens: int,
+    max_new_tokens: int,
+    identify: LanguageIdentifier,
+    progress: bool,
+) -> SetUp:
+    """Choose heads on ``n`` texts a language, pass the model through the gate on ``gated`` others, and set
+    ``continuations`` more aside.
+
+    The gate looks at other texts than the test, or a language would come in by its lucky draws.
+    """
+    grads, heads, aside = choose_and_set_aside(
+        model,
+        languages,
+        n,
+        continuations + gated,
+        method,
+        rule,
+        seed,
+        rule_options,
+        max_tokens=max_tokens,
+        progress=progress,
+    )
+    tasks: list[Task] = []
+    if continuations:
+        tested, aside = aside.split(continuations, seed=seed)
+        tasks = continuation_tasks(tested)
+    gate = competence(
+        model,
+        aside,
+        identify=identify,
+        max_tokens=max_tokens,
+        max_new_tokens=max_new_tokens,
+        progress=progress,
+    )
+    card = {"model": grads.card["model"], "heads": heads.card, "rule": heads.rule}
+    card |= {"method": method, "seed": seed, "max_new_tokens": max_new_tokens}
+    return SetUp(heads, tasks, gate, card | {"writes": gate.writes})
 
 
 def drawn_sets(

@@ -23,11 +23,11 @@ from analyses.generating import (
     generate_under,
     labels_of,
     random_changes,
+    set_up,
 )
 from analyses.result import (
     Parts,
     Result,
-    choose_and_set_aside,
     model_of,
     run_from_command_line,
     scored_ids,
@@ -35,9 +35,8 @@ from analyses.result import (
 )
 from lahis_tl.access import LensModel
 from lahis_tl.confusion import pass_rates
-from lahis_tl.gate import competence
 from lahis_tl.identify import language_identifier
-from lahis_tl.tasks import continuation_tasks, instruction_tasks, summary_tasks
+from lahis_tl.tasks import instruction_tasks, summary_tasks
 
 ENGLISH, OWN, GENERAL = "English heads", "own heads", "general heads"
 # What is claimed: on-target text becomes more frequent (1) or less (-1).
@@ -79,23 +78,23 @@ def run(
     second = None if second_identifier is None else language_identifier(second_identifier)
     model = model_of(model, dtype=dtype)
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "progress": progress}
-    grads, heads, testing = choose_and_set_aside(
+    ready = set_up(
         model,
         languages,
-        n,
-        prompts + 12,
-        method,
-        rule,
-        seed,
-        rule_options,
+        n=n,
+        continuations=prompts,
+        gated=12,
+        method=method,
+        rule=rule,
+        rule_options=rule_options,
+        seed=seed,
         max_tokens=max_tokens,
-        progress=progress,
+        identify=identify,
+        **options,
     )
-    # The gate looks at other texts than the test, or a language would come in by its lucky draws.
-    tested, gated = testing.split(prompts, seed=seed)
-    gate = competence(model, gated, identify=identify, max_tokens=max_tokens, **options)
+    heads = ready.heads
     tasks = [
-        *continuation_tasks(tested),
+        *ready.continuations,
         *summary_tasks(languages, prompts, without=scored_ids(languages, n, seed)),
         *instruction_tasks(model, languages, prompts),
     ]
@@ -104,10 +103,8 @@ def run(
         OWN: {code: heads.specific[code] for code in languages},
         GENERAL: dict.fromkeys(languages, heads.general),
     }
-    card = {"model": grads.card["model"], "heads": heads.card, "rule": heads.rule, "factor": factor}
-    card |= {"sets": labels_of(conditions), "method": method, "max_new_tokens": max_new_tokens}
-    card |= {"writes": gate.writes, "identifiers": [identifier, second_identifier], "seed": seed}
-    card |= {"temperature": temperature}
+    card = ready.card | {"factor": factor, "sets": labels_of(conditions)}
+    card |= {"identifiers": [identifier, second_identifier], "temperature": temperature}
     drawn = drawn_sets(conditions, heads.general, draws, seed)
     records = generate_under(
         model,
@@ -125,7 +122,7 @@ def run(
     tables, figures, verdict = report(records, card)
     return Result(
         "off_target",
-        {**tables, "competence": gate.to_dataframe(), "heads": heads.to_dataframe()},
+        {**tables, "competence": ready.gate.to_dataframe(), "heads": heads.to_dataframe()},
         figures,
         verdict,
         card,

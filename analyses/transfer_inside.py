@@ -14,8 +14,9 @@ import torch
 import lahis_tl as lt
 from analyses.result import under
 from lahis_tl.access import LensModel
-from lahis_tl.attention import AttentionMass, Spans, attention_mass, head_pattern
+from lahis_tl.attention import AttentionMass, Spans, attention_mass
 from lahis_tl.lens import logit_lens
+from lahis_tl.patterns import head_pattern
 from lahis_tl.statistics import mean_interval
 from lahis_tl.transfer import Conflict, answer_tokens
 

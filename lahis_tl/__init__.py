@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from lahis_tl.ablation import AblationEffect, Selectivity, ablation_effect, selectivity
     from lahis_tl.access import grid_of, tokenizer_of
     from lahis_tl.artifacts import load
-    from lahis_tl.attention import AttentionMass, attention_mass, head_pattern
+    from lahis_tl.attention import AttentionMass, attention_mass
     from lahis_tl.authors import lahis_code
     from lahis_tl.cards import card_of
     from lahis_tl.confusion import judge_text, judge_texts, pass_rates
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from lahis_tl.models import load_model
     from lahis_tl.overlaps import HeadOverlap, head_overlap
     from lahis_tl.pairs import target_losses
+    from lahis_tl.patterns import AttentionPatterns, attention_patterns, head_pattern
+    from lahis_tl.per_token import TokenEffects, token_effects
     from lahis_tl.questions import Question, load_questions, split_by_paragraph
     from lahis_tl.scores import HeadScores, register_score, score, score_methods
     from lahis_tl.selection import LanguageHeads, language_heads
@@ -81,7 +83,7 @@ _HOME = {
     "tested": ["SpecificityTest", "specificity_test"],
     "verified": ["VerifiedScores", "verified_scores"],
     "generation": ["Generation", "Generations", "Steered", "generate", "steer"],
-    "attention": ["AttentionMass", "attention_mass", "head_pattern"],
+    "attention": ["AttentionMass", "attention_mass"],
     "lens": ["logit_lens"],
     "transfer": ["Conflict", "TransferAnswers", "conflicts", "transfer_answers"],
     "identify": ["LanguageIdentifier", "language_identifier"],
@@ -92,6 +94,8 @@ _HOME = {
     "pairs": ["target_losses"],
     "questions": ["Question", "load_questions", "split_by_paragraph"],
     "export": ["export_folded", "export_ia3"],
+    "patterns": ["AttentionPatterns", "attention_patterns", "head_pattern"],
+    "per_token": ["TokenEffects", "token_effects"],
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
@@ -99,6 +103,7 @@ __all__ = [
     "AblationEffect",
     "ArtifactError",
     "AttentionMass",
+    "AttentionPatterns",
     "Competence",
     "Conflict",
     "Corpus",
@@ -126,12 +131,14 @@ __all__ = [
     "Sweep",
     "Task",
     "TextLosses",
+    "TokenEffects",
     "TransferAnswers",
     "TunedMask",
     "UntilSure",
     "VerifiedScores",
     "ablation_effect",
     "attention_mass",
+    "attention_patterns",
     "card_of",
     "competence",
     "conflicts",
@@ -179,6 +186,7 @@ __all__ = [
     "switched_perplexity",
     "target_losses",
     "text_nll",
+    "token_effects",
     "token_nll",
     "tokenizer_of",
     "transfer_answers",

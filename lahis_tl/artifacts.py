@@ -28,6 +28,8 @@ _KEY, _SEAL, _ORDER = "lahis_tl", "sha256", "tensors"
 _HOMES = {
     "ablation_effect": "lahis_tl.ablation",
     "attention_mass": "lahis_tl.attention",
+    "attention_patterns": "lahis_tl.patterns",
+    "token_effects": "lahis_tl.per_token",
     "head_overlap": "lahis_tl.overlaps",
     "selectivity": "lahis_tl.ablation",
     "sweep": "lahis_tl.sweeps",

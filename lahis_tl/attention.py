@@ -1,7 +1,6 @@
 """Where heads look: the attention of a text's last position, by named spans of the text."""
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -12,21 +11,11 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 
-from lahis_tl.access import (
-    LensModel,
-    device_of,
-    grid_of,
-    layer_points,
-    model_name,
-    run_layers,
-    tokenizer_of,
-    unembedding_of,
-)
+from lahis_tl.access import LensModel, grid_of, tokenizer_of
 from lahis_tl.artifacts import Artifact, Card
 from lahis_tl.cards import card_of
-from lahis_tl.errors import ModelError
-from lahis_tl.heads import Head, HeadGrid, HeadLike, HeadSet
-from lahis_tl.masks import HeadMask, hooked_points, masked
+from lahis_tl.heads import HeadGrid, HeadSet
+from lahis_tl.patterns import patterns_of
 from lahis_tl.prompts import Masks, decoding_groups, mask_rows, prompt_ids
 
 Spans = Mapping[str, tuple[int, int]]
@@ -159,9 +148,14 @@ def attention_mass(
         for group in decoding_groups(encoded, 0, batch_tokens):
             # The last row of each text's pattern, by part. Padding stands on the right, so it gets nothing.
             parts = pad_sequence([members[i] for i in group], batch_first=True)
+            ids = pad_sequence([torch.tensor(encoded[i]) for i in group], batch_first=True)
+            rows = torch.arange(len(group))
             last = torch.tensor([len(encoded[i]) - 1 for i in group])
-            patterns = last_patterns(
-                model, [encoded[i] for i in group], last, mask_rows(model, mask, len(texts), group)
+            patterns = patterns_of(
+                model,
+                ids,
+                lambda p, rows=rows, last=last: p[rows.to(p.device), :, last.to(p.device)],
+                mask_rows(model, mask, len(texts), group),
             )
             for layer, pattern in enumerate(patterns):
                 mass[group, layer] = torch.einsum("bhk,bkp->bhp", pattern, parts)
@@ -181,80 +175,3 @@ def _membership(n_tokens: int, names: Sequence[str], spans: Spans) -> Float[Tens
         part[start:end] = i
     part[0] = 0
     return torch.nn.functional.one_hot(part, len(names) + 2).float()
-
-
-def last_patterns(
-    model: LensModel,
-    token_ids: Sequence[Sequence[int]],
-    last: Tensor,
-    mask: HeadMask | None,
-) -> list[Float[Tensor, "batch head key"]]:
-    """The attention of position ``last`` of each text, layer by layer, float32 on the CPU."""
-    found: dict[int, Tensor] = {}
-
-    def note(layer: int):
-        def keep(pattern: Float[Tensor, "batch head query key"]) -> None:
-            rows = torch.arange(len(pattern), device=pattern.device)
-            found[layer] = pattern[rows, :, last.to(pattern.device)].float().cpu()
-
-        return keep
-
-    points = layer_points(model, "attn.hook_pattern")
-    unembedding_of(model)  # probes the model once, which the hooks are not to see
-    ids = pad_sequence([torch.tensor(list(row)) for row in token_ids], batch_first=True)
-    with (
-        nullcontext() if mask is None else masked(model, mask),
-        hooked_points(points, {layer: note(layer) for layer in range(len(points))}),
-    ):
-        run_layers(model, ids.to(device_of(model)))
-    missing = [layer for layer in range(len(points)) if layer not in found]
-    if missing:
-        raise _no_pattern(model, missing[0])
-    return [found[layer] for layer in range(len(points))]
-
-
-def _no_pattern(model: LensModel, layer: int) -> ModelError:
-    return ModelError(
-        f"{model_name(model)} gives no attention pattern in layer {layer}: its attention runs fused. "
-        'Load the Hugging Face model with attn_implementation="eager"'
-    )
-
-
-@torch.no_grad()
-def head_pattern(
-    model: LensModel, text: str, head: HeadLike, mask: HeadMask | None = None
-) -> tuple[list[str], Float[Tensor, "query key"]]:
-    """One head's whole attention pattern on one text, and the text's tokens to read.
-
-    >>> tokens, pattern = head_pattern(model, "Le chat dort.", "L12H3")     # doctest: +SKIP
-    """
-    parsed: Head = grid_of(model).check(head)
-    (ids,) = prompt_ids(model, [text], 0)
-    kept: list[Tensor] = []
-    point = layer_points(model, "attn.hook_pattern")[parsed.layer]
-    unembedding_of(model)  # as above
-    with (
-        nullcontext() if mask is None else masked(model, mask),
-        hooked_points([point], {0: lambda p: kept.append(p[0, parsed.head].float().cpu())}),
-    ):
-        run_layers(model, torch.tensor([ids], device=device_of(model)))
-    if not kept:
-        raise _no_pattern(model, parsed.layer)
-    return readable_tokens(tokenizer_of(model), ids), kept[0]
-
-
-def readable_tokens(tokenizer: Any, ids: Sequence[int]) -> list[str]:
-    """Each token as text; of a character that is split over tokens, the first shows it and the others ``·``.
-
-    >>> readable_tokens(tokenizer, [5, 6])          # doctest: +SKIP
-    ['Le', ' chat']
-    """
-    shown: list[str] = []
-    start = 0
-    for i in range(len(ids)):
-        piece = tokenizer.decode(list(ids[start : i + 1]))
-        if piece.endswith("\ufffd") and i + 1 < len(ids) and i - start < 4:
-            continue  # not yet whole
-        shown += [piece, *["·"] * (i - start)]
-        start = i + 1
-    return shown

@@ -9,14 +9,9 @@ from torch import nn
 
 import lahis_tl as lt
 from lahis_tl.access import grid_of, tokenizer_of
-from lahis_tl.attention import (
-    AttentionMass,
-    attention_mass,
-    head_pattern,
-    readable_tokens,
-    token_spans,
-)
+from lahis_tl.attention import AttentionMass, attention_mass, token_spans
 from lahis_tl.errors import ModelError
+from lahis_tl.patterns import head_pattern, readable_tokens
 
 TEXTS = ["le chat the cat der hund is in", "the house", "maison la dort here the cat in la"]
 SPANS = [{"a": (0, 7)}, {"a": (0, 3)}, {"a": (7, 14)}]
@@ -162,6 +157,6 @@ def test_fused_attention_is_an_error(llama: nn.Module, monkeypatch: pytest.Monke
         module.fwd_hooks = [
             type("Entry", (), {"hook": type("H", (), {"remove": lambda self: None})()})()
         ]
-    monkeypatch.setattr("lahis_tl.attention.layer_points", lambda model, name: silent)
+    monkeypatch.setattr("lahis_tl.patterns.layer_points", lambda model, name: silent)
     with pytest.raises(ModelError, match="no attention pattern in layer 0"):
         attention_mass(llama, TEXTS, SPANS, progress=False)

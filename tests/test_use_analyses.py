@@ -9,7 +9,7 @@ import pytest
 from torch import nn
 
 import lahis_tl as lt
-from analyses import attention_transfer, general_heads, off_target, transfer_inside
+from analyses import attention_transfer, general_heads, generating, off_target, transfer_inside
 from analyses.generating import NONE, against_random
 from analyses.result import Result, scored_ids
 from lahis_tl.records import load_records
@@ -124,7 +124,7 @@ def test_a_made_up_transfer_is_reported_as_it_is() -> None:
 def test_off_target_runs(
     speaker: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = off_target.competence
+    real = generating.competence
 
     def french_alone(*arguments, **options):
         found = real(*arguments, **options)
@@ -138,7 +138,7 @@ def test_off_target_runs(
             return ("fr", 1.0) if text.strip() else ("und", 0.0)
 
     monkeypatch.setattr(off_target, "language_identifier", lambda name: French())
-    monkeypatch.setattr(off_target, "competence", french_alone)
+    monkeypatch.setattr(generating, "competence", french_alone)
     result = off_target.run(speaker, LANGUAGES, prompts=2, max_new_tokens=30, **SMALL)
     own = pd.DataFrame(result.records["generations"])
     assert len(own) == (3 * 3 * 2) * (1 + 3 + 3 * 3), (
@@ -223,14 +223,14 @@ def test_summaries_in_languages_that_the_model_cannot_write_do_not_count() -> No
 def test_general_heads_run(
     speaker: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = general_heads.competence
+    real = generating.competence
 
     def all_written(*arguments, **options):
         found = real(*arguments, **options)
         found.table["writes"] = True
         return found
 
-    monkeypatch.setattr(general_heads, "competence", all_written)
+    monkeypatch.setattr(generating, "competence", all_written)
     result = general_heads.run(speaker, LANGUAGES, prompts=2, max_new_tokens=12, **SMALL)
     scored = scored_ids(LANGUAGES, SMALL["n"], 0)
     assert not {row["id"] for row in result.records["generations"]} & scored
