@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from lahis_tl.transfer import Conflict, TransferAnswers, conflicts, transfer_answers
     from lahis_tl.tuning import TunedMask, tune_mask
     from lahis_tl.verified import VerifiedScores, verified_scores
+    from lahis_tl.explorer import explore
 
 __version__ = version("lahis-tl")
 
@@ -96,6 +97,7 @@ _HOME = {
     "export": ["export_folded", "export_ia3"],
     "patterns": ["AttentionPatterns", "attention_patterns", "head_pattern"],
     "per_token": ["TokenEffects", "token_effects"],
+    "explorer": ["explore"],
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
@@ -144,6 +146,7 @@ __all__ = [
     "conflicts",
     "continuation_tasks",
     "exact_effects",
+    "explore",
     "export_folded",
     "export_ia3",
     "generate",

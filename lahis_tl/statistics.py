@@ -19,6 +19,9 @@ from lahis_tl.per_text import PerTextHeads
 from lahis_tl.scores import method_for, reduce_rows
 
 
+FEWEST_TEXTS = 4  # of which a bootstrap says anything
+
+
 class Interval(NamedTuple):
     """A mean, and a percentile-bootstrap interval for it."""
 
@@ -193,9 +196,11 @@ def score_certainty(
     check_level(level)
     if not 1 <= top_k <= source.grid.size:
         raise ValueError(f"top_k={top_k} must lie between 1 and {source.grid.size} heads")
-    few = [code for code, n in source.n_texts.items() if n < 4]
+    few = [code for code, n in source.n_texts.items() if n < FEWEST_TEXTS]
     if few:
-        raise ValueError(f"{', '.join(few)}: at least 4 texts are needed to resample them")
+        raise ValueError(
+            f"{', '.join(few)}: at least {FEWEST_TEXTS} texts are needed to resample them"
+        )
     chosen = method_for(source, method)
     tail = torch.tensor([(1 - level) / 2, (1 + level) / 2])
     generator = torch.Generator().manual_seed(seed)

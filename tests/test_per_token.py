@@ -70,7 +70,10 @@ def test_patterns_are_those_of_single_heads(speaker: nn.Module) -> None:
     assert patterns.tokens["fr"][1] == tokens
     torch.testing.assert_close(patterns["fr"][1][2, 1].float(), pattern, atol=1e-3, rtol=1e-3)
     torch.testing.assert_close(
-        patterns["en"][0].float().sum(-1), torch.ones(patterns["en"][0].shape[:3]), atol=4e-3, rtol=0
+        patterns["en"][0].float().sum(-1),
+        torch.ones(patterns["en"][0].shape[:3]),
+        atol=4e-3,
+        rtol=0,
     )
 
 

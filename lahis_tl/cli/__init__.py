@@ -1,4 +1,4 @@
-"""The command line: ``lahis-tl demo | score | heads | plot | ablate | steer | tune | export``."""
+"""The command line: ``lahis-tl demo | score | heads | explore | plot | ablate | steer | tune | export``."""
 
 import sys
 
@@ -6,6 +6,7 @@ import typer
 
 import lahis_tl.cli.finding
 import lahis_tl.cli.proving
+import lahis_tl.cli.seeing
 import lahis_tl.cli.using  # noqa: F401 - importing them registers the commands
 from lahis_tl.cli.common import app
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     name="lahis-tl",
     help="Find and see the attention heads by which a language model handles its languages.\n\n"
-    "Begin with `lahis-tl demo`. For your own model: `score` texts, choose `heads`, `plot` both, and "
+    "Begin with `lahis-tl demo`. For your own model: `score` texts, choose `heads`, `explore` both, and "
     "`ablate` the heads to see what they do; `steer` generates text with heads scaled.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,

