@@ -21,13 +21,15 @@ if TYPE_CHECKING:
     from lahis_tl.effects import HeadEffects, exact_effects
     from lahis_tl.errors import ArtifactError, CorpusError, LahisError, ModelError
     from lahis_tl.evaluation import TextLosses, perplexity
+    from lahis_tl.explorer import explore
     from lahis_tl.export import export_folded, export_ia3
     from lahis_tl.gate import Competence, competence
     from lahis_tl.generation import Generation, Generations, Steered, generate, steer
     from lahis_tl.gradients import HeadGradients, head_gradients
     from lahis_tl.heads import Head, HeadGrid, HeadSet
     from lahis_tl.identify import LanguageIdentifier, language_identifier
-    from lahis_tl.lens import logit_lens
+    from lahis_tl.lens import logit_lens, next_tokens
+    from lahis_tl.live import widget
     from lahis_tl.losses import text_nll, token_nll
     from lahis_tl.masks import HeadMask, masked
     from lahis_tl.means import mean_head_outputs
@@ -48,7 +50,6 @@ if TYPE_CHECKING:
     from lahis_tl.transfer import Conflict, TransferAnswers, conflicts, transfer_answers
     from lahis_tl.tuning import TunedMask, tune_mask
     from lahis_tl.verified import VerifiedScores, verified_scores
-    from lahis_tl.explorer import explore
 
 __version__ = version("lahis-tl")
 
@@ -85,7 +86,7 @@ _HOME = {
     "verified": ["VerifiedScores", "verified_scores"],
     "generation": ["Generation", "Generations", "Steered", "generate", "steer"],
     "attention": ["AttentionMass", "attention_mass"],
-    "lens": ["logit_lens"],
+    "lens": ["logit_lens", "next_tokens"],
     "transfer": ["Conflict", "TransferAnswers", "conflicts", "transfer_answers"],
     "identify": ["LanguageIdentifier", "language_identifier"],
     "confusion": ["judge_text", "judge_texts", "pass_rates"],
@@ -98,6 +99,7 @@ _HOME = {
     "patterns": ["AttentionPatterns", "attention_patterns", "head_pattern"],
     "per_token": ["TokenEffects", "token_effects"],
     "explorer": ["explore"],
+    "live": ["widget"],
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
@@ -169,6 +171,7 @@ __all__ = [
     "masked",
     "matched_random_heads",
     "mean_head_outputs",
+    "next_tokens",
     "pass_rates",
     "perplexity",
     "plots",
@@ -195,6 +198,7 @@ __all__ = [
     "transfer_answers",
     "tune_mask",
     "verified_scores",
+    "widget",
 ]
 
 

@@ -1,8 +1,9 @@
-"""The logit lens: what the model would say if it stopped after each layer."""
+"""What the model would say next: after each layer (the logit lens), and with heads scaled."""
 
 from collections.abc import Sequence
 from contextlib import nullcontext
 
+import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -11,13 +12,15 @@ from torch.nn.utils.rnn import pad_sequence
 from lahis_tl.access import (
     LensModel,
     device_of,
+    full_logits,
     layer_points,
     model_name,
     run_layers,
+    tokenizer_of,
     unembedding_of,
 )
 from lahis_tl.errors import ModelError
-from lahis_tl.masks import hooked_points, masked
+from lahis_tl.masks import HeadMask, hooked_points, masked
 from lahis_tl.prompts import Masks, decoding_groups, mask_rows, prompt_ids
 
 
@@ -92,3 +95,33 @@ def _last_residuals(model: LensModel, points, ids: Tensor, last: Tensor, mask) -
     ):
         run_layers(model, ids.to(device_of(model)))
     return [streams[layer] for layer in range(len(points))]
+
+
+@torch.no_grad()
+def next_tokens(model: LensModel, text: str, mask: HeadMask, k: int = 8) -> pd.DataFrame:
+    """What a mask does to the next token of a text.
+
+    >>> next_tokens(model, "La capitale de la France est", mask)          # doctest: +SKIP
+
+    Args:
+        k: the most probable tokens of either side are listed, so up to ``2 k``.
+
+    Returns:
+        token, before and after (probabilities), change in nats of log-probability; most probable before first.
+    """
+    (ids,) = prompt_ids(model, [text], 0)
+    row = torch.tensor([ids], device=device_of(model))
+    plain = full_logits(model, row, torch.ones_like(row))[0, -1].float().log_softmax(-1).cpu()
+    with masked(model, mask):
+        changed = full_logits(model, row, torch.ones_like(row))[0, -1].float().log_softmax(-1).cpu()
+    listed = torch.cat([plain.topk(k).indices, changed.topk(k).indices]).unique()
+    listed = listed[plain[listed].argsort(descending=True)]
+    tokenizer = tokenizer_of(model)
+    return pd.DataFrame(
+        {
+            "token": [tokenizer.decode([i]) for i in listed.tolist()],
+            "before": plain[listed].exp().numpy(),
+            "after": changed[listed].exp().numpy(),
+            "change": (changed - plain)[listed].numpy(),
+        }
+    )

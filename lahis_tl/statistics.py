@@ -18,7 +18,6 @@ from lahis_tl.heads import HeadGrid, HeadSet, head_table, top_heads
 from lahis_tl.per_text import PerTextHeads
 from lahis_tl.scores import method_for, reduce_rows
 
-
 FEWEST_TEXTS = 4  # of which a bootstrap says anything
 
 

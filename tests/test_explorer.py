@@ -4,14 +4,13 @@ import base64
 import gzip
 import json
 import re
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from conftest import needs_browser
 from torch import nn
 
 import lahis_tl as lt
@@ -107,7 +106,9 @@ def test_scores_and_their_certainty_are_one_map_and_exact_effects_another() -> N
     effects["en"][:, 0, 0] = torch.nan
     exact = lt.HeadEffects(effects, grads.losses, grads.n_tokens)
     heads = lt.language_heads(lt.score(grads), "contrastive", fraction=0.3)
-    about = Payload([lt.score(grads), lt.score_certainty(grads, top_k=2), exact, heads], "T").describe()
+    about = Payload(
+        [lt.score(grads), lt.score_certainty(grads, top_k=2), exact, heads], "T"
+    ).describe()
     assert [m["name"] for m in about["maps"]] == ["lahis", "exact effect (zero ablation)"]
     assert about["maps"][0]["certain"].keys() == {"lower", "upper", "selection"}
     assert about["maps"][0]["sign"].startswith("high")
@@ -116,7 +117,10 @@ def test_scores_and_their_certainty_are_one_map_and_exact_effects_another() -> N
 
 
 def test_a_page_for_32_by_32_heads_stays_small(tmp_path: Path) -> None:
-    grid, languages = lt.HeadGrid(32, 32), tuple("en fr de es it pt ru zh hi vi".split())
+    grid, languages = (
+        lt.HeadGrid(32, 32),
+        ("en", "fr", "de", "es", "it", "pt", "ru", "zh", "hi", "vi"),
+    )
     grads = some_gradients(grid, languages)
     tokens = {code: [[f"{code}{i}" for i in range(24)]] for code in languages[:5]}
     results = [grads, lt.language_heads(lt.score(grads)), *some_samples(grid, tokens)]
@@ -168,21 +172,6 @@ def test_a_model_shows_its_heads_on_texts(speaker: nn.Module, tmp_path: Path) ->
 
 
 # In a browser.
-
-BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
-needs_browser = pytest.mark.skipif(
-    BROWSER is None, reason="needs Chromium (Debian: apt install chromium)"
-)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    sync = pytest.importorskip("playwright.sync_api")
-    with sync.sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
-        yield found
-        found.close()
-
 
 GRID, LANGUAGES = lt.HeadGrid(6, 5), ("en", "fr", "ar")
 TOKENS = {
@@ -360,7 +349,9 @@ def test_a_set_is_gathered_and_copied_as_python(browser: Any, page_file: Path) -
         for x, y in [*path[1:], path[0]]:
             page.mouse.move(x, y, steps=8)
         page.mouse.up()
-        page.wait_for_function("() => document.getElementById('set-size').textContent === 'Set: 9 heads'")
+        page.wait_for_function(
+            "() => document.getElementById('set-size').textContent === 'Set: 9 heads'"
+        )
         page.context.grant_permissions(["clipboard-read", "clipboard-write"])
         page.click("#copy")
         page.wait_for_function("() => document.getElementById('copy').textContent === 'Copied'")

@@ -253,7 +253,10 @@ class Payload:
         rows = effects.flatten(0, 1)
         scales = rows.abs().amax(1)
         steps = (rows / scales.clamp_min(1e-30)[:, None] * _EFFECT_STEPS).round().to(torch.int8)
-        return {"steps": self._add(steps.numpy(), steps=_EFFECT_STEPS), "scales": self._numbers(scales)}
+        return {
+            "steps": self._add(steps.numpy(), steps=_EFFECT_STEPS),
+            "scales": self._numbers(scales),
+        }
 
 
 def _merged(maps: Sequence[ScoreMap]) -> list[ScoreMap]:

@@ -3,7 +3,10 @@
 import numpy as np
 import plotly.express as px
 import plotly.graph_objects as go
+from jaxtyping import Float
+from torch import Tensor
 
+from lahis_tl.heads import HeadGrid
 from lahis_tl.plots.style import (
     CATEGORICAL,
     DIVERGING,
@@ -45,6 +48,24 @@ def heatmap(scores: HeadScores, language: str | None = None) -> go.Figure:
             "colorbar": {"title": bar_title(scores.method, scores.unit)},
         }
         | ({} if (scores.values < 0).any() else {"cmin": 0})
+    )
+
+
+def selectable_map(values: Float[Tensor, "layer head"], unit: str) -> go.Figure:
+    """One map with two rows of marks, empty yet: the chosen head, the selected heads."""
+    figure = panels(HeadGrid(*values.shape), None)
+    figure.add_trace(_map(values.numpy(), unit))
+    for name, symbol, color in (("chosen", "square-open", "#ff3b30"), ("selected", "x", "#00b3a4")):
+        marker = {"symbol": symbol, "size": 11, "color": color, "line": {"width": 2}}
+        figure.add_scatter(
+            x=[], y=[], mode="markers", marker=marker, name=name, hoverinfo="skip", showlegend=False
+        )
+    signed = bool((values < 0).any())
+    axis = {"colorscale": DIVERGING, "cmid": 0} if signed else {"colorscale": SEQUENTIAL, "cmin": 0}
+    return figure.update_layout(
+        template="plotly_white",
+        margin={"t": 30, "b": 50, "l": 60, "r": 20},
+        coloraxis={**axis, "colorbar": {"title": unit.replace(" ", "<br>", 1)}},
     )
 
 
