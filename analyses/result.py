@@ -76,7 +76,7 @@ class Result:
             artifact.save(folder / name)
         for name, figure in self.figures.items():
             try:
-                lt.plots.write(figure, folder / f"{name}.png")
+                lt.plots.write(figure, folder / f"{name}.png", data=False)
             except RuntimeError as error:
                 logger.warning("%s.png is left out: %s", name, error)
         return lt.plots.write_page(

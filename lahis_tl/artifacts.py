@@ -4,6 +4,7 @@ Files are written whole or not at all, and never pickled.
 """
 
 import hashlib
+import html
 import json
 import os
 import tempfile
@@ -14,6 +15,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
+import pandas as pd
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
@@ -23,6 +25,7 @@ from lahis_tl.cards import card_of
 from lahis_tl.errors import ArtifactError
 
 _FORMAT = 1
+_ROWS_SHOWN = 8
 _KEY, _SEAL, _ORDER = "lahis_tl", "sha256", "tensors"
 # Where the class of each kind is registered; imported when a file of that kind is read.
 _HOMES = {
@@ -69,6 +72,18 @@ class Artifact(ABC):
     def _content(self) -> Card:
         """What the result needs besides tensors and card; numbers, strings, lists."""
         return {}
+
+    def _summary(self) -> pd.DataFrame:
+        """The few rows that a notebook shows of the result."""
+        table = getattr(self, "to_dataframe", pd.DataFrame)
+        return table().head(_ROWS_SHOWN)
+
+    def _repr_html_(self) -> str:
+        """A notebook's view: what this is, and a small table of it."""
+        rows, about = self._summary(), f"<p>{html.escape(repr(self))}</p>"
+        if rows.empty:
+            return about
+        return about + rows.to_html(index=False, escape=True, float_format="{:.4g}".format)
 
     def save(self, path: str | Path) -> Path:
         """Write ``path`` (suffix ``.safetensors``) and its card (``.json``); returns the first.

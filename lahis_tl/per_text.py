@@ -125,6 +125,14 @@ class PerTextHeads(Artifact):
                 joined[name] |= mapping
         return results[0].with_parts(joined)
 
+    def _summary(self) -> pd.DataFrame:
+        """How many texts there are of each language, and their mean loss."""
+        losses = self.parts.get("losses", {})
+        means = {code: float(losses[code].mean()) for code in self.languages if code in losses}
+        rows = {"language": self.languages, "texts": list(self.n_texts.values())}
+        known = {"mean loss (nats per token)": list(means.values())} if means else {}
+        return pd.DataFrame({**rows, **known})
+
     def to_dataframe(self) -> pd.DataFrame:
         """One row a text and head: language, text, layer, head, value."""
         frames = []

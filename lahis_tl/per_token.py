@@ -64,6 +64,11 @@ class TokenEffects(Artifact):
             ]
         )
 
+    def _summary(self) -> pd.DataFrame:
+        """Each language's first text."""
+        firsts = {code: "".join(texts[0]) for code, texts in self.tokens.items() if texts}
+        return pd.DataFrame({"language": list(firsts), "first text": list(firsts.values())})
+
     def _tensors(self) -> dict[str, Tensor]:
         return keyed("effects", {code: torch.cat(list(e), 2) for code, e in self.effects.items()})
 

@@ -256,6 +256,19 @@ class HeadScores(Artifact):
         ranks = frame.groupby("language")["score"].rank(ascending=False, method="first")
         return frame.assign(rank=ranks.astype(int))
 
+    def _summary(self) -> pd.DataFrame:
+        """Each language's five best heads."""
+        best = {code: self.top(min(5, self.grid.size), code) for code in self.languages}
+        return pd.DataFrame(
+            [
+                {
+                    "language": code,
+                    "best heads": ", ".join(f"{h.label} {self[code][h]:.3g}" for h in heads),
+                }
+                for code, heads in best.items()
+            ]
+        )
+
     def _tensors(self) -> dict[str, Tensor]:
         return {"values": self.values}
 

@@ -81,6 +81,12 @@ class LanguageHeads(Artifact):
             columns=["set", "rank", "layer", "head", "label"],
         )
 
+    def _summary(self) -> pd.DataFrame:
+        sets = [*self.specific.items(), ("general", self.general)]
+        return pd.DataFrame(
+            [{"set": name, "heads": " ".join(heads.labels)} for name, heads in sets]
+        )
+
     def _tensors(self) -> dict[str, Tensor]:
         sets = {"general": self.general}
         sets |= {f"specific/{code}": heads for code, heads in self.specific.items()}

@@ -112,8 +112,11 @@ def plot(
         Path | None,
         typer.Option("--out", "-o", help="html, png, svg or pdf; KIND.html beside the result."),
     ] = None,
+    paper: Annotated[
+        str | None, typer.Option(help="column or page: size and letters for a paper.")
+    ] = None,
 ) -> None:
-    """Draw a saved result: an interactive page, or an image for a paper.
+    """Draw a saved result: an interactive page, or an image for a paper with its numbers as CSV beside it.
 
     heatmap and difference take scores; counts, layers and overlap take heads, and choose them by the
     authors' rule where scores are given.
@@ -142,4 +145,4 @@ def plot(
         figure = plots.difference(found, language, minus)
     else:
         figure = plots.heatmap(found, language)
-    typer.echo(plots.write(figure, out or result.with_name(f"{kind}.html")))
+    typer.echo(plots.write(figure, out or result.with_name(f"{kind}.html"), paper=paper))

@@ -13,13 +13,15 @@ from lahis_tl.plots.evidence import (
     tuning,
 )
 from lahis_tl.plots.maps import difference, heads_per_layer, heatmap, language_counts, overlap
-from lahis_tl.plots.page import write, write_page
+from lahis_tl.plots.page import figure_data, for_paper, write, write_page
 from lahis_tl.plots.style import CATEGORICAL, DIVERGING, SEQUENTIAL, about_card, dress
+from lahis_tl.plots.tokens import ColoredText, token_text
 
 __all__ = [
     "CATEGORICAL",
     "DIVERGING",
     "SEQUENTIAL",
+    "ColoredText",
     "about_card",
     "agreement",
     "attention_change",
@@ -28,6 +30,8 @@ __all__ = [
     "curves",
     "difference",
     "dress",
+    "figure_data",
+    "for_paper",
     "heads_per_layer",
     "heatmap",
     "intervals",
@@ -37,6 +41,7 @@ __all__ = [
     "set_effect",
     "square",
     "sweep",
+    "token_text",
     "tuning",
     "write",
     "write_page",
