@@ -173,6 +173,12 @@ class HeadWidget:
             self._mark()
         self._answer()
 
+    def scale(self, factor: float | None, whole: bool = False) -> None:
+        """Multiply the clicked head, or the whole selection, by ``factor``; None leaves it as it is."""
+        self._whole.value = whole
+        self._factor.value = self._factor.value if factor in (None, 0.0) else factor
+        self._mode.value = AS_IS if factor is None else OFF if factor == 0.0 else SCALED
+
     def select(self, heads: Iterable[HeadLike]) -> None:
         """Make these the selection."""
         self.selected = HeadSet(self.grid, heads)

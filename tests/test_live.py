@@ -75,11 +75,12 @@ def test_a_text_answers_with_attention_and_the_next_token(
     assert view.next_tokens.equals(wanted)
     assert (wanted["change"] != 0).all()
     view.select(["L0H0", "L2H2"])
-    view._whole.value = True
-    view._factor.value = 3.0
-    view._mode.value = SCALED
+    view.scale(3.0, whole=True)
+    assert view._mode.value == SCALED
     assert view.mask.factors[2, 2] == view.mask.factors[0, 0] == 3.0
     assert view.mask.factors[1, 2] == 1.0
+    view.scale(None)
+    assert view.mask is None
     view._text.value = "word " * 2000
     assert "tokens" in view._listed.value, "a text that does not fit is said to be so"
 

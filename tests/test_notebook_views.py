@@ -52,8 +52,8 @@ def test_tokens_are_coloured_by_sign_and_size() -> None:
     text = plots.token_text(effects(), "L1H2")._repr_html_()
     assert "&lt;script&gt;" in text
     assert "<script" not in text
-    assert "rgba(230,97,1,0.75)" in text, "the strongest, helping"
-    assert "rgba(94,60,153,0.38)" in text, "half as strong, hurting"
+    assert "rgba(94,60,153,0.75)" in text, "the strongest, helping"
+    assert "rgba(230,97,1,0.38)" in text, "half as strong, hurting"
     assert "⏎" in text
     with pytest.raises(KeyError, match="no effects for 'de'"):
         plots.token_text(effects(), "L1H2", "de")

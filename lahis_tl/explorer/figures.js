@@ -11,12 +11,8 @@ const color = (name) => getComputedStyle(document.documentElement).getPropertyVa
 
 // Both read the same with the common kinds of colour blindness; the diverging one rests on the page's ground.
 const SEQUENTIAL = 'Cividis';
-const ENDS = { low: [94, 60, 153], high: [230, 97, 1] };
-const diverging = () => [
-  [0, `rgb(${ENDS.low})`], [0.25, dark() ? '#55427a' : '#b2abd2'], [0.5, dark() ? '#1c1f25' : '#f7f7f7'],
-  [0.75, dark() ? '#8a4a17' : '#fdb863'], [1, `rgb(${ENDS.high})`],
-];
-const CATEGORICAL = ['#88ccee', '#cc6677', '#ddcc77', '#117733', '#332288', '#aa4499', '#44aa99', '#999933', '#882255', '#661100'];
+const ends = () => (dark() ? { low: [253, 141, 60], high: [158, 134, 216] } : { low: [230, 97, 1], high: [94, 60, 153] });
+const diverging = () => [[0, `rgb(${ends().low})`], [0.5, dark() ? '#1c1f25' : '#f7f7f7'], [1, `rgb(${ends().high})`]];
 
 const CONFIG = { displaylogo: false, responsive: true, modeBarButtonsToRemove: ['select2d', 'lasso2d', 'autoScale2d'] };
 

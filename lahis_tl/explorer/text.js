@@ -12,7 +12,7 @@ function drawText() {
 }
 
 function tint(share) {
-  const end = share < 0 ? ENDS.low : ENDS.high;
+  const end = share < 0 ? ends().low : ends().high;
   return `rgba(${end}, ${(0.75 * Math.min(1, Math.abs(share))).toFixed(3)})`;
 }
 
@@ -26,7 +26,7 @@ function drawTokens(sample) {
     span.dataset.position = i;
     if (attended) {
       const weight = attended[i] ?? 0;
-      span.style.background = `rgba(${ENDS.high}, ${(0.85 * Math.sqrt(weight)).toFixed(3)})`;
+      span.style.background = `rgba(${ends().high}, ${(0.85 * Math.sqrt(weight)).toFixed(3)})`;
       span.title = `attention ${short(weight)}`;
     } else if (effects) {
       span.style.background = tint(effects[i] / most);
@@ -38,7 +38,7 @@ function drawTokens(sample) {
   element('tokens').replaceChildren(...spans);
   element('legend').textContent = attended
     ? `Attention of the outlined token with ${label(state.head)}. Click it again for effects.`
-    : `${effects ? `Effect of ${label(state.head)} at each token: orange helps, violet hurts; darkest ${short(most)} nats. ` : ''}`
+    : `${effects ? `Effect of ${label(state.head)} at each token: violet helps, orange hurts; darkest ${short(most)} nats. ` : ''}`
       + `${sample.pattern ? 'Click a token to see what it attends to.' : ''}`;
 }
 

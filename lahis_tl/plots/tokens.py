@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from lahis_tl.heads import HeadLike
 from lahis_tl.per_token import TokenEffects
 
-_HELPS, _HURTS = "230,97,1", "94,60,153"  # ends of the diverging scale
+_HELPS, _HURTS = "94,60,153", "230,97,1"  # ends of the diverging scale
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class ColoredText:
 
 
 def token_text(effects: TokenEffects, head: HeadLike, language: str | None = None) -> ColoredText:
-    """Each text with its tokens coloured by the head's effect: orange helps, violet hurts.
+    """Each text with its tokens coloured by the head's effect: violet helps, orange hurts.
 
     >>> import torch
     >>> effects = TokenEffects({"fr": [["Le", " chat"]]}, {"fr": [torch.tensor([[[0.2, -0.1]]])]})
@@ -42,7 +42,7 @@ def token_text(effects: TokenEffects, head: HeadLike, language: str | None = Non
     )
     label = effects.grid.check(head).label
     parts = [
-        f"<p><b>{label}</b>: effect at each token, orange helps, violet hurts; darkest {most:.2g} nats</p>"
+        f"<p><b>{label}</b>: effect at each token, violet helps, orange hurts; darkest {most:.2g} nats</p>"
     ]
     for code in codes:
         for tokens, row in zip(effects.tokens[code], values[code], strict=True):
