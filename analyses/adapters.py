@@ -3,6 +3,7 @@
 import random
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -48,12 +49,12 @@ def adapter_answers(
             "adapters need a package that is not installed: pip install peft"
         ) from error
     card = lt.card_of(model)
-    revision = card.get("revision") or ""
+    local = Path(card["name"]).exists() or "/" not in card["name"]
     source = open_source(
         card["name"],
         dtype=torch.float32,
         device=torch.device("cpu"),
-        revision=revision if "/" in card["name"] and ":" not in revision else None,
+        revision=None if local else card.get("revision"),
         trust_remote_code=False,
     )
     kind: Any = peft.IA3Config if adapter == "ia3" else peft.LoraConfig

@@ -103,10 +103,11 @@ def draw_lens(
     rows = pd.DataFrame(records)
     rows["difference"] = rows["first"] - rows["second"]
     unmasked = under(rows, plain).set_index(["prompt", "layer"])["difference"]
-    keys = pd.MultiIndex.from_frame(rows[["prompt", "layer"]])
+    keys = pd.MultiIndex.from_frame(pd.DataFrame(rows[["prompt", "layer"]]))
     rows["change"] = rows["difference"].to_numpy() - unmasked.reindex(keys).to_numpy()
     table = []
-    for (condition, layer), group in rows.groupby(["condition", "layer"], sort=False):
+    for key, group in rows.groupby(["condition", "layer"], sort=False):
+        condition, layer = key  # type: ignore[misc]
         moved = mean_interval(torch.tensor(group["change"].to_numpy()))
         means = group[["first", "second", "difference"]].mean().to_dict()
         table.append(
@@ -118,7 +119,11 @@ def draw_lens(
     figure = lt.plots.curves(
         sorted(map(float, found["layer"].unique())),
         {
-            str(condition): tuple(group[column].tolist() for column in ("change", "lower", "upper"))
+            str(condition): (
+                group["change"].tolist(),
+                group["lower"].tolist(),
+                group["upper"].tolist(),
+            )
             for condition, group in masked.groupby("condition", sort=False)
         },
         title="Logit lens: how each mask moves the two answers, layer by layer",

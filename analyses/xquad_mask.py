@@ -149,14 +149,17 @@ def run(
         from analyses.adapters import adapter_answers
 
         for code in languages:
-            found, cost = adapter_answers(
-                model, name, train[code], valid[code], test[code], epochs, room, seed
-            )
-            records += [
-                {"condition": name, "number": 0, "language": code, "mask_of": code, **r}
-                for r in found
-            ]
-            costs.append({"language": code, "condition": name, "number": 0, **cost})
+
+            def adapted(name: str = name, code: str = code) -> list[dict[str, Any]]:
+                found, cost = adapter_answers(
+                    model, name, train[code], valid[code], test[code], epochs, room, seed
+                )
+                about = {"condition": name, "number": 0, "language": code, "mask_of": code}
+                return [{**about, "cost": cost, **row} for row in found]
+
+            rows = parts.rows(f"answers {code} {name}", adapted)
+            costs.append({"language": code, "condition": name, "number": 0, **rows[0]["cost"]})
+            records += [{k: v for k, v in row.items() if k != "cost"} for row in rows]
     card["costs"] = costs
     tables, figures, verdict = report(records, card)
     return Result("xquad_mask", tables, figures, verdict, card, {"answers": records})

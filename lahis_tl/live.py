@@ -115,18 +115,24 @@ class HeadWidget:
         self.selected = HeadSet(self.grid, [])
         self.next_tokens = pd.DataFrame()
         first = shown.maps[0]
-        self._score = ipywidgets.Dropdown(options=list(self._maps), description="Score")
-        self._language = ipywidgets.Dropdown(options=list(first.languages), description="Language")
-        self._text = ipywidgets.Textarea(
+        # plotly's figures and ipywidgets' controls have no types that a checker could follow.
+        self.map: Any
+        self.attention: Any
+        self._score: Any = ipywidgets.Dropdown(options=list(self._maps), description="Score")
+        self._language: Any = ipywidgets.Dropdown(
+            options=list(first.languages), description="Language"
+        )
+        self._text: Any = ipywidgets.Textarea(
             text, placeholder="A text", description="Text", continuous_update=False
         )
-        self._mode = ipywidgets.ToggleButtons(options=[AS_IS, OFF, SCALED], description="Head")
-        self._factor = ipywidgets.FloatSlider(
+        self._mode: Any = ipywidgets.ToggleButtons(options=[AS_IS, OFF, SCALED], description="Head")
+        self._factor: Any = ipywidgets.FloatSlider(
             2.0, min=0.0, max=5.0, step=0.25, description="Factor"
         )
-        self._whole = ipywidgets.Checkbox(False, description="the whole selection")
-        self._clear = ipywidgets.Button(description="Clear the selection")
-        self._said, self._listed = ipywidgets.HTML(), ipywidgets.HTML()
+        self._whole: Any = ipywidgets.Checkbox(False, description="the whole selection")
+        self._clear: Any = ipywidgets.Button(description="Clear the selection")
+        self._said: Any = ipywidgets.HTML()
+        self._listed: Any = ipywidgets.HTML()
         self.map = go.FigureWidget(selectable_map(self._values(), first.unit))
         self.attention = go.FigureWidget()
         self._listen()
@@ -202,7 +208,7 @@ class HeadWidget:
         self._recolor()
 
     def _recolor(self) -> None:
-        fresh = selectable_map(self._values(), self._maps[self._score.value].unit)
+        fresh: Any = selectable_map(self._values(), self._maps[self._score.value].unit)
         with self.map.batch_update():
             self.map.data[0].z = fresh.data[0].z
             self.map.data[0].customdata = fresh.data[0].customdata
@@ -243,16 +249,19 @@ class HeadWidget:
         mask, text = self.mask, self._text.value
         if self.head is not None:
             tokens, pattern = head_pattern(self._model, text, self.head, mask)
-            fresh = attention_pattern(tokens, pattern, f"Attention pattern of {self.head.label}")
+            fresh: Any = attention_pattern(
+                tokens, pattern, f"Attention pattern of {self.head.label}"
+            )
             with self.attention.batch_update():
                 self.attention.data = []
                 self.attention.add_trace(fresh.data[0])
                 self.attention.update_layout(fresh.layout)
-        self.next_tokens = pd.DataFrame() if mask is None else next_tokens(self._model, text, mask)
-        shown = self.next_tokens.assign(token=[repr(t) for t in self.next_tokens.get("token", [])])
-        self._listed.value = (
-            "" if mask is None else shown.round(3).to_html(index=False, escape=True)
-        )
+        if mask is None:
+            self.next_tokens, self._listed.value = pd.DataFrame(), ""
+            return
+        self.next_tokens = next_tokens(self._model, text, mask)
+        shown = self.next_tokens.assign(token=[repr(t) for t in self.next_tokens["token"]])
+        self._listed.value = shown.round(3).to_html(index=False, escape=True)
 
     def _repr_mimebundle_(self, **options: Any) -> Any:
         return self.view._repr_mimebundle_(**options)
