@@ -52,14 +52,12 @@ def demo(
     gradients = head_gradients(model, corpus, max_tokens=max_tokens, progress=not quiet)
     scores = reduce(gradients)
     heads = language_heads(scores)
-    for name, result in (("gradients", gradients), ("scores", scores), ("heads", heads)):
+    contrastive = language_heads(scores, "contrastive")
+    named = {"gradients": gradients, "heads": heads, "heads_contrastive": contrastive}
+    for name, result in {**named, "scores": scores}.items():
         result.save(out / name)
     print_heads(heads)
-    contrastive = language_heads(scores, "contrastive")
-    samples = corpus.sample(1)
-    page = explore(
-        [gradients, heads, contrastive], out / "heads.html", model=model, samples=samples
-    )
+    page = explore(list(named.values()), out / "heads.html", model=model, samples=corpus.sample(1))
     typer.echo(f"\nExplorer of heads: {page.resolve()}")
     typer.echo(f"Results, to load with lahis_tl.load: {out.resolve()}")
 

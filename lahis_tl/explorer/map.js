@@ -66,11 +66,11 @@ function drawMap() {
     const [width, tall] = [(1 - gapX * (columns - 1)) / columns, (1 - gapY * (rows - 1)) / rows];
     more[`xaxis${suffix}`] = { domain: [column * (width + gapX), column * (width + gapX) + width], anchor: `y${suffix}`,
       title: row === rows - 1 && column === 0 ? { text: 'head' } : undefined, showgrid: false, zeroline: false,
-      range: [-0.5, HEADS - 0.5], ...(i ? { matches: 'x', showticklabels: row === rows - 1 } : {}) };
+      range: [-0.5, HEADS - 0.5], showticklabels: row === rows - 1, ...(i ? { matches: 'x' } : {}) };
     const top = 1 - row * (tall + gapY);
     more[`yaxis${suffix}`] = { domain: [Math.max(0, top - tall), top], anchor: `x${suffix}`,
       title: column === 0 && row === 0 ? { text: 'layer' } : undefined, showgrid: false, zeroline: false,
-      range: [LAYERS - 0.5, -0.5], ...(i ? { matches: 'y', showticklabels: column === 0 } : {}) };
+      range: [LAYERS - 0.5, -0.5], showticklabels: column === 0, ...(i ? { matches: 'y' } : {}) };
     if (panel.title) {
       more.annotations.push({ text: panel.title, showarrow: false, xref: `x${suffix} domain`, yref: `y${suffix} domain`,
         x: 0, y: 1, xanchor: 'left', yanchor: 'bottom', font: { size: 12 } });

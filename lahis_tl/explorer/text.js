@@ -42,10 +42,15 @@ function drawTokens(sample) {
       + `${sample.pattern ? 'Click a token to see what it attends to.' : ''}`;
 }
 
+// Axes and their tokens take most of the time: on the same text only the weights are drawn anew.
+let patternDrawn = '';
 function drawPattern(sample) {
-  element('pattern').hidden = !sample.pattern;
+  element('attention').hidden = !sample.pattern;
   if (!sample.pattern) return undefined;
   const rows = patternOf(sample, state.head);
+  const wanted = `${state.sample} ${dark()}`;
+  if (patternDrawn === wanted) return Plotly.restyle('pattern', { z: [rows] }, [0]);
+  patternDrawn = wanted;
   const places = sample.tokens.map((_, i) => i);
   const names = sample.tokens.map(clipped);
   const side = Math.max(300, Math.min(620, 15 * names.length));
@@ -53,8 +58,7 @@ function drawPattern(sample) {
     customdata: rows.map((row, q) => row.map((_, k) => `${names[q]} → ${names[k]}`)),
     hovertemplate: '%{customdata}: %{z:.2f}<extra></extra>', colorbar: { thickness: 10, title: { text: 'attention', side: 'right' } } };
   const axis = { tickvals: places, ticktext: names, showgrid: false, zeroline: false, tickfont: { size: 10 } };
-  return Plotly.react('pattern', [trace], layout({ height: side + 130, margin: { t: 34, r: 10, b: 90, l: 90 },
-    title: { text: `Attention pattern of ${label(state.head)}`, font: { size: 13 }, x: 0.01, xanchor: 'left' },
+  return Plotly.react('pattern', [trace], layout({ height: side + 105, margin: { t: 6, r: 10, b: 90, l: 90 },
     xaxis: { ...axis, tickangle: -90, title: { text: 'attended token' }, range: [-0.5, names.length - 0.5] },
     yaxis: { ...axis, title: { text: 'attending token' }, range: [names.length - 0.5, -0.5] } }), CONFIG);
 }
