@@ -23,6 +23,7 @@ from torch import Tensor
 from lahis_tl.access import LensModel
 from lahis_tl.cards import card_of
 from lahis_tl.errors import ArtifactError
+from lahis_tl.processes import is_main
 
 _FORMAT = 1
 _ROWS_SHOWN = 8
@@ -177,8 +178,8 @@ def check_model(path: str | Path, card: Card, model: LensModel) -> None:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], card: Card) -> None:
-    """One safetensors file, with the card and a checksum of card and tensors in its header."""
-    write_together({path: _sealed(tensors, card)})
+    """One safetensors file, with the card and a checksum of card and tensors in its header; by any process."""
+    write_together({path: _sealed(tensors, card)}, by_all=True)
 
 
 def _sealed(tensors: Mapping[str, Tensor], card: Card) -> bytes:
@@ -239,8 +240,14 @@ def write_atomically(path: Path, content: bytes) -> None:
     write_together({path: content})
 
 
-def write_together(contents: Mapping[Path, bytes]) -> None:
-    """Write files so that none is replaced before all are safely on the disk."""
+def write_together(contents: Mapping[Path, bytes], by_all: bool = False) -> None:
+    """Write files so that none is replaced before all are safely on the disk.
+
+    Args:
+        by_all: also where several processes run and this is not the main one; they all have the same results.
+    """
+    if not (by_all or is_main()):
+        return
     scratch: dict[Path, Path] = {}
     try:
         for path, content in contents.items():

@@ -1,6 +1,7 @@
 """From texts to padded batches of token ids."""
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -10,6 +11,8 @@ from torch import Tensor
 from lahis_tl.access import LensModel, context_length, tokenizer_of
 from lahis_tl.corpora import Corpus
 from lahis_tl.errors import CorpusError, ModelError
+
+logger = logging.getLogger(__name__)
 
 TokenIds = Mapping[str, Sequence[Sequence[int]]]  # language → texts → ids
 
@@ -98,6 +101,34 @@ def _pad(keys: list[TextKey], token_ids: TokenIds) -> Batch:
     ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=0)
     mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
     return Batch(keys, ids, mask)
+
+
+def halving(batch: Batch, compute: Callable[[Batch], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """What ``compute`` gives, rows in the batch's order; where memory runs out, of halves of the batch.
+
+    Raises:
+        ModelError: a single text does not fit.
+    """
+    try:
+        return compute(batch)
+    except torch.OutOfMemoryError as error:
+        if len(batch.keys) == 1:
+            language, index = batch.keys[0]
+            raise ModelError(
+                f"out of memory on text {index} of {language!r} alone, {batch.ids.shape[1]} tokens: lower max_tokens, "
+                "or load the model in bfloat16 or on more devices"
+            ) from error
+    # Outside the handler, whose traceback would keep what the failed pass had allocated.
+    middle = len(batch.keys) // 2
+    logger.warning(
+        "out of memory on %d texts of %d tokens; going on with %d at a time (lower batch_tokens to avoid this)",
+        *(len(batch.keys), batch.ids.shape[1], middle),
+    )
+    halves = [
+        halving(Batch(batch.keys[rows], batch.ids[rows], batch.attention_mask[rows]), compute)
+        for rows in (slice(middle), slice(middle, None))
+    ]
+    return {name: torch.cat([half[name] for half in halves]) for name in halves[0]}
 
 
 def require_finite(what: str, values: Float[Tensor, "batch *rest"], batch: Batch) -> None:

@@ -14,13 +14,14 @@ from tqdm.auto import tqdm
 
 from lahis_tl.access import LensModel, device_of, grid_of, run_layers
 from lahis_tl.artifacts import Card
-from lahis_tl.batches import Batch, TokenIds, make_batches, require_finite, tokenize
+from lahis_tl.batches import Batch, TextKey, TokenIds, make_batches, require_finite, tokenize
 from lahis_tl.cards import card_of
 from lahis_tl.corpora import Corpus
 from lahis_tl.heads import Head, HeadLike, HeadSet
 from lahis_tl.masks import hooked_heads
 from lahis_tl.means import mean_head_outputs
 from lahis_tl.per_text import PerTextHeads
+from lahis_tl.processes import shared_out
 from lahis_tl.replay import Replay, record
 from lahis_tl.shards import ShardStore
 
@@ -123,15 +124,13 @@ def exact_effects(
     }
     losses = {code: torch.empty(len(texts)) for code, texts in token_ids.items()}
     total = len(chosen) * sum(map(len, token_ids.values()))
-    with tqdm(total=total, unit="ablation", unit_scale=True, disable=not progress) as bar:
-        for batch, layer, part in _each_part(
-            model, batches, chosen, replacing, store, batch_tokens
-        ):
+    with store, tqdm(total=total, unit="ablation", unit_scale=True, disable=not progress) as bar:
+        for keys, layer, part in _each_part(model, batches, chosen, replacing, store, batch_tokens):
             columns = [head.head for head in chosen if head.layer == layer]
-            for row, (code, index) in enumerate(batch.keys):
+            for row, (code, index) in enumerate(keys):
                 effects[code][index, layer, columns] = part["effects"][row]
                 losses[code][index] = part["losses"][row]
-            bar.update(len(batch.keys) * len(columns))
+            bar.update(len(keys) * len(columns))
     n_tokens = {c: torch.tensor([len(ids) - 1 for ids in t]) for c, t in token_ids.items()}
     return HeadEffects(effects, losses, n_tokens, ablation, card)
 
@@ -143,10 +142,11 @@ def _each_part(
     replacing: "_Replacement",
     store: ShardStore,
     batch_tokens: int,
-) -> Iterator[tuple[Batch, int, dict[str, Tensor]]]:
+) -> Iterator[tuple[list[TextKey], int, dict[str, Tensor]]]:
     """Batch by batch and layer by layer; a batch whose parts are all finished is not run at all."""
     layers = sorted({head.layer for head in heads})
-    for number, batch in enumerate(batches):
+
+    def work(number: int, batch: Batch) -> Iterator[tuple[list[TextKey], int, dict[str, Tensor]]]:
         replay: Replay | None = None
         for place, layer in enumerate(layers):
             at = number * len(layers) + place
@@ -158,7 +158,9 @@ def _each_part(
                     replacing.prepare(batch)
                 part = _layer_effects(replay, batch, layer, members, replacing)
                 store.write(at, part)
-            yield batch, layer, part
+            yield batch.keys, layer, part
+
+    return shared_out(batches, work)
 
 
 def _record(model: LensModel, batch: Batch, heads: HeadSet, batch_tokens: int) -> Replay:

@@ -20,6 +20,7 @@ from lahis_tl.corpora import Corpus
 from lahis_tl.errors import ModelError
 from lahis_tl.losses import text_nll
 from lahis_tl.masks import HeadMask, masked
+from lahis_tl.processes import shared_out
 from lahis_tl.statistics import Interval, percentile_interval, resample_counts
 
 
@@ -175,16 +176,20 @@ class Evaluator:
             refuse_text_rows(mask)
         found = torch.empty(len(masks), self.n_texts)
         device = device_of(self.model)
-        total = len(masks) * len(self.batches)
-        with tqdm(total=total, desc=description, unit="batch", disable=not progress) as bar:
-            for i, mask in enumerate(masks):
-                with nullcontext() if mask is None else masked(self.model, mask):
-                    for batch in self.batches:
-                        values = text_nll(
-                            self.model, batch.ids.to(device), batch.attention_mask.to(device)
-                        )
-                        found[i, self._rows_of(batch)] = values.float().cpu()
-                        bar.update()
+
+        def work(number: int, job: tuple[int, Batch]) -> list[tuple[int, list[int], Tensor]]:
+            i, batch = job
+            mask = masks[i]
+            with nullcontext() if mask is None else masked(self.model, mask):
+                ids, attention_mask = batch.ids.to(device), batch.attention_mask.to(device)
+                values = text_nll(self.model, ids, attention_mask)
+            return [(i, self._rows_of(batch), values.float().cpu())]
+
+        jobs = [(i, batch) for i in range(len(masks)) for batch in self.batches]
+        with tqdm(total=len(jobs), desc=description, unit="batch", disable=not progress) as bar:
+            for i, rows, values in shared_out(jobs, work):
+                found[i, rows] = values
+                bar.update()
         if not torch.isfinite(found).all():
             raise ModelError(
                 f"{model_name(self.model)}: {int((~torch.isfinite(found)).sum())} losses are not finite; "

@@ -21,6 +21,7 @@ from lahis_tl.decoding import Decoder
 from lahis_tl.errors import ArtifactError
 from lahis_tl.heads import HeadLike, HeadSet
 from lahis_tl.masks import HeadMask, masked
+from lahis_tl.processes import shared_out
 from lahis_tl.prompts import Masks, decoding_groups, mask_card, mask_rows, prompt_ids
 from lahis_tl.records import load_records, save_records
 
@@ -159,21 +160,28 @@ def generate(
         _Writer(tokenizer, ends, index, stop, max_new_tokens, stream)
         for index in range(len(prompts))
     ]
+
+    def work(number: int, group: list[int]) -> list[tuple[int, Generation]]:
+        chosen = mask_rows(model, mask, len(prompts), group)
+        with nullcontext() if chosen is None else masked(model, chosen):
+            decoder = Decoder(model, [encoded[i] for i in group], use_cache)
+            logits = decoder.start()
+            for step in range(max_new_tokens):
+                uniforms = torch.stack([torch.rand((), generator=generators[i]) for i in group])
+                tokens = choose_tokens(logits, temperature, top_p, uniforms)
+                for i, token in zip(group, tokens.tolist(), strict=True):
+                    writers[i].take(token)
+                if all(writers[i].done for i in group) or step == max_new_tokens - 1:
+                    break
+                logits = decoder.step(tokens)
+        return [(i, writers[i].generation(prompts[i], len(encoded[i]))) for i in group]
+
+    rows: dict[int, Generation] = {}
+    groups = decoding_groups(encoded, max_new_tokens, batch_tokens)
     with tqdm(total=len(prompts), unit="prompt", disable=not progress) as bar:
-        for group in decoding_groups(encoded, max_new_tokens, batch_tokens):
-            chosen = mask_rows(model, mask, len(prompts), group)
-            with nullcontext() if chosen is None else masked(model, chosen):
-                decoder = Decoder(model, [encoded[i] for i in group], use_cache)
-                logits = decoder.start()
-                for step in range(max_new_tokens):
-                    uniforms = torch.stack([torch.rand((), generator=generators[i]) for i in group])
-                    tokens = choose_tokens(logits, temperature, top_p, uniforms)
-                    for i, token in zip(group, tokens.tolist(), strict=True):
-                        writers[i].take(token)
-                    if all(writers[i].done for i in group) or step == max_new_tokens - 1:
-                        break
-                    logits = decoder.step(tokens)
-            bar.update(len(group))
+        for index, row in shared_out(groups, work):
+            rows[index] = row
+            bar.update()
     settings = {
         "mask": mask_card(mask),
         "max_new_tokens": max_new_tokens,
@@ -182,11 +190,8 @@ def generate(
         "seed": seed,
         "stop": stop,
     }
-    rows = [
-        Generation(prompt, writer.text, tuple(writer.tokens), len(ids), writer.ended)
-        for prompt, ids, writer in zip(prompts, encoded, writers, strict=True)
-    ]
-    return Generations(tuple(rows), {"model": card_of(model), "settings": settings})
+    ordered = tuple(rows[i] for i in range(len(prompts)))
+    return Generations(ordered, {"model": card_of(model), "settings": settings})
 
 
 @dataclass(frozen=True, eq=False)
@@ -320,6 +325,9 @@ class _Writer:
             self.done = len(self.tokens) == self.most
         if self.done or self.stop is not None or self.stream is not None:
             self._decode()
+
+    def generation(self, prompt: str, prompt_tokens: int) -> Generation:
+        return Generation(prompt, self.text, tuple(self.tokens), prompt_tokens, self.ended)
 
     def _decode(self) -> None:
         text = self.tokenizer.decode(self.tokens, skip_special_tokens=True)

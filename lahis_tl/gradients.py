@@ -12,13 +12,22 @@ from tqdm.auto import tqdm
 
 from lahis_tl.access import LensModel, device_of, frozen, grid_of
 from lahis_tl.artifacts import Card
-from lahis_tl.batches import Batch, TokenIds, make_batches, require_finite, tokenize
+from lahis_tl.batches import (
+    Batch,
+    TextKey,
+    TokenIds,
+    halving,
+    make_batches,
+    require_finite,
+    tokenize,
+)
 from lahis_tl.cards import card_of
 from lahis_tl.corpora import Corpus
 from lahis_tl.curvature import batch_curvature
 from lahis_tl.losses import text_nll
 from lahis_tl.masks import masked
 from lahis_tl.per_text import PerTextHeads
+from lahis_tl.processes import shared_out
 from lahis_tl.shards import ShardStore
 
 
@@ -87,7 +96,7 @@ def head_gradients(
         CorpusError: a text with fewer than two tokens.
         ValueError: one draw of labels.
         ModelError: no per-head output, or a loss or gradient that is not finite, with the text's name.
-        ArtifactError: ``checkpoint`` belongs to a run with other settings.
+        ArtifactError: ``checkpoint`` belongs to a run with other settings, or another run is writing to it.
     """
     if curvature_draws < 0 or curvature_draws == 1:
         raise ValueError(f"curvature_draws={curvature_draws} must be 0, or 2 and more")
@@ -103,14 +112,15 @@ def head_gradients(
     }
     store = ShardStore(checkpoint, card, token_ids)
     found: dict[str, dict[str, Tensor]] = {}
-    with tqdm(total=sum(map(len, token_ids.values())), unit="text", disable=not progress) as bar:
-        for batch, part in _each_batch(model, batches, store, curvature_draws, seed):
+    texts = sum(map(len, token_ids.values()))
+    with store, tqdm(total=texts, unit="text", disable=not progress) as bar:
+        for keys, part in _each_batch(model, batches, store, curvature_draws, seed):
             for name, values in part.items():
                 if name not in found:
                     found[name] = _room(token_ids, values)
-                for row, (code, index) in enumerate(batch.keys):
+                for row, (code, index) in enumerate(keys):
                     found[name][code][index] = values[row]
-            bar.update(len(batch.keys))
+            bar.update(len(keys))
     found["n_tokens"] = {c: torch.tensor([len(ids) - 1 for ids in t]) for c, t in token_ids.items()}
     return HeadGradients(**found, card=card)
 
@@ -121,19 +131,25 @@ def _room(token_ids: TokenIds, values: Tensor) -> dict[str, Tensor]:
 
 def _each_batch(
     model: LensModel, batches: list[Batch], store: ShardStore, draws: int, seed: int
-) -> Iterator[tuple[Batch, dict[str, Tensor]]]:
-    for number, batch in enumerate(batches):
+) -> Iterator[tuple[list[TextKey], dict[str, Tensor]]]:
+    def compute(batch: Batch, number: int) -> dict[str, Tensor]:
+        gradient, loss = batch_gradients(model, batch)
+        part = {"gradients": gradient, "losses": loss}
+        if draws:
+            curvature = batch_curvature(model, batch, draws, seed=1_000_003 * seed + number)
+            require_finite("curvature", curvature.sum(0), batch)
+            part["curvature"] = curvature.mean(0)
+            part["curvature_error"] = curvature.std(0) / draws**0.5
+        return part
+
+    def work(number: int, batch: Batch) -> list[tuple[list[TextKey], dict[str, Tensor]]]:
         part = store.read(number)
         if part is None:
-            gradient, loss = batch_gradients(model, batch)
-            part = {"gradients": gradient, "losses": loss}
-            if draws:
-                curvature = batch_curvature(model, batch, draws, seed=1_000_003 * seed + number)
-                require_finite("curvature", curvature.sum(0), batch)
-                part["curvature"] = curvature.mean(0)
-                part["curvature_error"] = curvature.std(0) / draws**0.5
+            part = halving(batch, lambda piece: compute(piece, number))
             store.write(number, part)
-        yield batch, part
+        return [(batch.keys, part)]
+
+    return shared_out(batches, work)
 
 
 def batch_gradients(

@@ -5,10 +5,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from torch import Tensor
 
 from lahis_tl.artifacts import read_tensors, write_atomically, write_tensors
 from lahis_tl.errors import ArtifactError
+from lahis_tl.processes import is_main
 
 # A model is known by its weights, not by the name or path under which it was loaded.
 _INCIDENTAL = ("checks", "versions", "name", "loaded_by", "fingerprints")
@@ -28,6 +30,7 @@ class ShardStore:
 
     def __init__(self, folder: str | Path | None, settings: dict[str, Any], content: Any):
         self.folder = None if folder is None else Path(folder)
+        self._lock: FileLock | None = None
         if self.folder is None:
             return
         digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
@@ -48,6 +51,26 @@ class ShardStore:
                 )
         else:
             write_atomically(manifest, json.dumps(wanted, indent=2).encode())
+
+    def __enter__(self) -> "ShardStore":
+        """Keep other runs out of the folder until the block ends, however it ends.
+
+        Raises:
+            ArtifactError: another run is writing to it.
+        """
+        if self.folder is not None and is_main():
+            self._lock = FileLock(self.folder / ".lock")
+            try:
+                self._lock.acquire(timeout=0)
+            except Timeout as error:
+                raise ArtifactError(
+                    f"another run is writing to {self.folder}; wait for it, or use another folder"
+                ) from error
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if self._lock is not None:
+            self._lock.release()
 
     def read(self, number: int) -> dict[str, Tensor] | None:
         """The finished part, or None if it is not there or was damaged (it is then made again)."""

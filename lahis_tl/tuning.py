@@ -19,6 +19,7 @@ from lahis_tl.cards import card_of
 from lahis_tl.heads import HeadGrid, HeadSet
 from lahis_tl.masks import HeadMask, masked
 from lahis_tl.pairs import EncodedPair, Pair, encode_pairs, pair_nll, target_losses
+from lahis_tl.processes import add_up, share_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,7 +115,7 @@ def tune_mask(
 
     Args:
         validation: pairs by which the best epoch is kept (epoch 0, no mask, included); by default the last one is.
-        batch_size, accumulation: pairs of a pass, and passes of a step.
+        batch_size, accumulation: pairs of a pass (of all processes together), and passes of a step.
         weight_decay: decoupled, towards 1: a decay of 0.01 takes away 1 % × learning rate of the distance from 1.
         patience: stop after so many epochs without a better validation loss; None never does.
         seed: of the order of pairs.
@@ -220,10 +221,15 @@ class _Run:
         total = 0.0
         for start in range(0, len(pairs), batch_size * accumulation):
             group = pairs[start : start + batch_size * accumulation]
+            loss = torch.zeros((), dtype=torch.float64, device=values.device)
             for first in range(0, len(group), batch_size):
-                total += self.backward(values, group[first : first + batch_size], len(group))
+                own = share_of(group[first : first + batch_size])
+                loss += self.backward(values, own, len(group)) if own else 0.0
                 bar.update()
-            if not (math.isfinite(total) and torch.isfinite(_gradient(values)).all()):
+            values.grad = _gradient(values)
+            add_up(values.grad, loss)
+            total += float(loss)
+            if not (math.isfinite(total) and torch.isfinite(values.grad).all()):
                 return None
             optimizer.step()
             optimizer.zero_grad()

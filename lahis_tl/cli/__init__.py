@@ -1,5 +1,6 @@
 """The command line: ``lahis-tl demo | score | heads | explore | plot | ablate | steer | tune | export``."""
 
+import os
 import sys
 
 import typer
@@ -13,9 +14,22 @@ from lahis_tl.cli.common import app
 __all__ = ["app", "main"]
 
 
+def _join_processes() -> None:
+    """Under ``accelerate launch`` or ``torchrun``: share the work; one process alone talks."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return
+    if os.environ.get("RANK", "0") != "0":
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - until the process ends
+        os.environ["TQDM_DISABLE"] = "1"
+    from lahis_tl.processes import join
+
+    join()
+
+
 def main() -> None:
     """Exit status 0 if all went well, 1 for bad input or a failed run, 2 for wrong usage, 130 for Ctrl-C."""
     try:
+        _join_processes()
         app()
     except Exception as error:
         from lahis_tl.errors import LahisError

@@ -109,13 +109,16 @@ def score(
     """Score every head of a model for each language.
 
     Writes gradients (from which any other score follows at no cost) and scores to the folder. An
-    interrupted run goes on where it stopped when the same command is given again.
+    interrupted run goes on where it stopped when the same command is given again. `accelerate launch --multi_gpu -m
+    lahis_tl score ...` (without GPUs `torchrun --nproc_per_node 4 -m lahis_tl score ...`) shares the texts out over
+    several processes, and so do ablate, steer and tune.
 
     Example: `lahis-tl score meta-llama/Llama-3.2-3B --dtype bfloat16 --corpus wikimedia/wikipedia -l en,fr,zh -n 200`
     """
     from lahis_tl.corpora import load_corpus
     from lahis_tl.gradients import head_gradients
     from lahis_tl.models import load_model
+    from lahis_tl.processes import is_main
     from lahis_tl.scores import score as reduce
 
     texts = load_corpus(
@@ -148,7 +151,8 @@ def score(
     )
     scores = reduce(gradients, method or "lahis")
     typer.echo(f"Gradients: {gradients.save(out / 'gradients')}")
-    shutil.rmtree(out / "parts")  # whole in the file now
+    if is_main():
+        shutil.rmtree(out / "parts")  # whole in the file now
     typer.echo(f"Scores:    {scores.save(out / 'scores')}")
     for language in scores.languages:
         typer.echo(

@@ -15,6 +15,7 @@ from lahis_tl.errors import ModelError
 from lahis_tl.models.bridge import build_bridge, why_not_bridge
 from lahis_tl.models.hooked import architecture_of, build_hooked, why_not_hooked
 from lahis_tl.models.sources import Source, open_source
+from lahis_tl.processes import local_device
 from lahis_tl.selftest import check_logits, check_mask_acts, probe_ids
 
 logger = logging.getLogger(__name__)
@@ -57,7 +58,7 @@ def load_model(
             whose heads are known, see ``lahis_tl.planted``), or ``"planted-random"`` (the same
             architecture with random weights, on which no head is made for a language).
         dtype: ``float32``, ``bfloat16``, ``float16`` or ``float64``.
-        device: where to load; the first GPU if there is one, else the CPU.
+        device: where to load; by default the GPU if there is one (of several processes, each its own), else the CPU.
         backend: ``"hooked"`` or ``"bridge"`` to insist on a class.
         revision: commit, tag or branch of the hub repository.
         trust_remote_code: run code from the repository; only if you trust it.
@@ -70,7 +71,7 @@ def load_model(
     torch_dtype = dtype_named(dtype)
     if backend not in _BACKENDS:
         raise ValueError(f"backend {backend!r} is not one of {', '.join(_BACKENDS)}")
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    place = torch.device(device or local_device())
     _warn_of_slow_arithmetic(torch_dtype, place)
     source = open_source(
         name,

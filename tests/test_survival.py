@@ -1,0 +1,191 @@
+"""Long runs survive kills, full memory and company; damaged files never do more than raise our error."""
+
+import os
+import pickle
+import random
+import signal
+import struct
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import lahis_tl as lt
+from lahis_tl import gradients as gradients_module
+from lahis_tl.errors import ArtifactError, ModelError
+from lahis_tl.records import load_records, save_records
+from lahis_tl.shards import ShardStore
+
+CORPUS = lt.load_corpus("bundled", ["en", "fr"], n=8)
+OPTIONS = {"max_tokens": 24, "batch_tokens": 48, "progress": False}
+
+
+def test_killed_at_any_moment_a_run_goes_on_to_the_same_result(
+    speaker: nn.Module, tmp_path: Path
+) -> None:
+    start = time.perf_counter()
+    whole = lt.head_gradients(speaker, CORPUS, **OPTIONS)
+    takes = time.perf_counter() - start
+    moments = random.Random(0)
+    begun, killed = 0, 0
+    for _ in range(20):
+        child = os.fork()
+        if child == 0:  # as a process that is killed: nothing is cleaned up
+            try:
+                lt.head_gradients(speaker, CORPUS, checkpoint=tmp_path / "parts", **OPTIONS)
+            finally:
+                os._exit(0)
+        time.sleep(moments.uniform(0, takes))
+        os.kill(child, signal.SIGKILL)
+        killed += os.WIFSIGNALED(os.waitpid(child, 0)[1])
+        begun = max(begun, len(list((tmp_path / "parts").glob("part-*.safetensors"))))
+    assert begun > 0, "some parts were finished between the kills"
+    assert killed > 0, "some runs were killed before they had ended"
+    again = lt.head_gradients(speaker, CORPUS, checkpoint=tmp_path / "parts", **OPTIONS)
+    for code in CORPUS.languages:
+        assert torch.equal(again[code], whole[code])
+
+
+def test_a_part_torn_by_a_power_cut_is_made_again(speaker: nn.Module, tmp_path: Path) -> None:
+    whole = lt.head_gradients(speaker, CORPUS, checkpoint=tmp_path / "parts", **OPTIONS)
+    parts = sorted((tmp_path / "parts").glob("part-*.safetensors"))
+    parts[0].write_bytes(parts[0].read_bytes()[:-7])
+    content = bytearray(parts[1].read_bytes())
+    content[-3] ^= 1
+    parts[1].write_bytes(bytes(content))
+    again = lt.head_gradients(speaker, CORPUS, checkpoint=tmp_path / "parts", **OPTIONS)
+    for code in CORPUS.languages:
+        assert torch.equal(again[code], whole[code])
+
+
+def test_two_runs_in_one_folder_are_kept_apart(tmp_path: Path) -> None:
+    def store() -> ShardStore:
+        return ShardStore(tmp_path, {"a": 1}, [1, 2])
+
+    with store(), pytest.raises(ArtifactError, match="another run is writing to"), store():
+        pass
+    with store():
+        pass  # free again
+
+
+def test_where_memory_runs_out_the_batch_is_halved(
+    speaker: nn.Module, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = lt.head_gradients(speaker, CORPUS, max_tokens=24, progress=False)
+    real, sizes = gradients_module.batch_gradients, []
+
+    def small(model, batch):
+        sizes.append(len(batch.keys))
+        if len(batch.keys) > 3:
+            raise torch.OutOfMemoryError("out of memory")
+        return real(model, batch)
+
+    monkeypatch.setattr(gradients_module, "batch_gradients", small)
+    found = lt.head_gradients(speaker, CORPUS, max_tokens=24, progress=False)
+    assert max(sizes) > 3
+    assert "going on with" in caplog.text
+    for code in CORPUS.languages:
+        torch.testing.assert_close(found[code], whole[code], rtol=1e-4, atol=1e-7)
+
+    def none(model, batch):
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(gradients_module, "batch_gradients", none)
+    with pytest.raises(ModelError, match=r"out of memory on text \d of '(en|fr)' alone, 24 tokens"):
+        lt.head_gradients(speaker, CORPUS, max_tokens=24, progress=False)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    folder = tmp_path_factory.mktemp("saved")
+    scores = lt.HeadScores(torch.rand(2, 3, 4), ("en", "fr"), "lahis", "nats", "high", (3, 3))
+    return scores.save(folder / "scores").read_bytes()
+
+
+def refused(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+    with pytest.raises(ArtifactError):
+        lt.load(path)
+
+
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(data=st.data())
+def test_flipped_and_missing_bytes_are_noticed(
+    saved: bytes, tmp_path: Path, data: st.DataObject
+) -> None:
+    content = bytearray(saved)
+    if data.draw(st.booleans(), "cut"):
+        content = content[: data.draw(st.integers(0, len(content) - 1), "length")]
+    else:
+        place = data.draw(st.integers(0, len(content) - 1), "place")
+        content[place] ^= data.draw(st.integers(1, 255), "flip")
+    path = tmp_path / "scores.safetensors"
+    path.write_bytes(bytes(content))
+    try:
+        found = lt.load(path)
+    except ArtifactError:
+        return
+    # Spaces that pad the header may change; nothing that counts.
+    path.write_bytes(saved)
+    assert torch.equal(found.values, lt.load(path).values)
+
+
+class Trap:
+    """Runs when it is unpickled."""
+
+    def __reduce__(self) -> tuple:
+        return (os.mkdir, ("sprung",))
+
+
+def test_other_files_in_disguise_are_refused_and_never_run(
+    saved: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "scores.safetensors"
+    refused(path, pickle.dumps(Trap()))
+    torch.save({"values": torch.ones(2)}, tmp_path / "model.pt")
+    refused(path, (tmp_path / "model.pt").read_bytes())
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("../../scores", b"x")
+    refused(path, (tmp_path / "a.zip").read_bytes())
+    refused(path, b"")
+    refused(path, struct.pack("<Q", 2**62) + b"{}")
+    refused(path, struct.pack("<Q", 2**31) + saved[8:])
+    huge = b'{"x":{"dtype":"F32","shape":[1099511627776],"data_offsets":[0,4398046511104]}}'
+    refused(path, struct.pack("<Q", len(huge)) + huge)
+    assert not (tmp_path / "sprung").exists()
+
+
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(texts=st.lists(st.text(st.characters(), max_size=40), max_size=4))
+def test_records_keep_any_text(tmp_path: Path, texts: list[str]) -> None:
+    rows = [{"text": text.encode("utf-8", "replace").decode("utf-8")} for text in texts]
+    path = save_records(tmp_path / "rows", rows, {"model": {"name": "m"}})
+    assert load_records(path)[0] == rows
+
+
+STRANGE = [
+    "nul \0 inside, and more words to go on with",
+    "lone surrogate \ud800 and its neighbours in a text",
+    "\u202eright to left\u202c override and marks \u200f here",
+    "👩‍👩‍👧‍👦 🇫🇷 emoji of several parts in a text",
+    "a\u0301e\u0308 combining marks, and \ufeff a byte order mark",
+    "x " * 500_000,
+]
+
+
+@pytest.mark.parametrize("place", range(len(STRANGE)))
+def test_strange_texts_are_scored(speaker: nn.Module, place: int) -> None:
+    corpus = lt.load_corpus({"en": [STRANGE[place], "an ordinary text"]}, min_chars=1)
+    found = lt.head_gradients(speaker, corpus, max_tokens=32, progress=False)
+    assert torch.isfinite(found["en"]).all()
+    assert len(lt.token_effects(speaker, corpus, max_tokens=16).tokens["en"][0]) <= 16
