@@ -142,7 +142,7 @@ def test_parts_are_gone_once_the_gradients_are_whole(scored):
 
 def test_the_installed_command_knows_its_version():
     done = subprocess.run(
-        [sys.executable, "-m", "lahis_tl.cli", "--version"],
+        [sys.executable, "-m", "lahis_tl", "--version"],
         capture_output=True,
         text=True,
         check=True,

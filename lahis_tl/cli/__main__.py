@@ -1,3 +1,0 @@
-from lahis_tl.cli import main
-
-main()
