@@ -1,10 +1,12 @@
 """Attention patterns: of one head on one text, of all heads on sample texts, with tokens that can be read."""
 
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -87,8 +89,41 @@ def head_pattern(
     return readable_tokens(tokenizer_of(model), ids), pattern
 
 
-@dataclass(frozen=True, eq=False)
-class AttentionPatterns(Artifact):
+class OnSamples(Artifact):
+    """A result with values [layer, head, ...] of each of a few texts; subclasses are dataclasses."""
+
+    kind: ClassVar[str] = "on_samples"
+    main: ClassVar[str]
+    tokens: SampleTokens
+
+    @property
+    @abstractmethod
+    def _values(self) -> Mapping[str, Sequence[Tensor]]: ...
+
+    def __repr__(self) -> str:
+        sizes = ", ".join(f"{code}: {len(texts)}" for code, texts in self.tokens.items())
+        return f"{type(self).__name__}({sizes} texts; {self.grid})"
+
+    def __getitem__(self, language: str) -> Sequence[Tensor]:
+        if language not in self._values:
+            raise KeyError(f"no {self.main} for {language!r}; there are {', '.join(self._values)}")
+        return self._values[language]
+
+    @property
+    def grid(self) -> HeadGrid:
+        return HeadGrid(*next(iter(self._values.values()))[0].shape[:2])
+
+    def _summary(self) -> pd.DataFrame:
+        """Each language's first text."""
+        firsts = {code: "".join(texts[0]) for code, texts in self.tokens.items() if texts}
+        return pd.DataFrame({"language": list(firsts), "first text": list(firsts.values())})
+
+    def _content(self) -> Card:
+        return {"tokens": {code: [list(t) for t in texts] for code, texts in self.tokens.items()}}
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class AttentionPatterns(OnSamples):
     """Every head's attention pattern on a few texts.
 
     Attributes:
@@ -97,22 +132,14 @@ class AttentionPatterns(Artifact):
     """
 
     kind: ClassVar[str] = "attention_patterns"
+    main: ClassVar[str] = "patterns"
     tokens: SampleTokens
     patterns: Mapping[str, Sequence[Float[Tensor, "layer head _query _key"]]]
     card: Card = field(default_factory=dict, repr=False)
 
-    def __repr__(self) -> str:
-        sizes = ", ".join(f"{code}: {len(texts)}" for code, texts in self.tokens.items())
-        return f"AttentionPatterns({sizes} texts; {self.grid})"
-
-    def __getitem__(self, language: str) -> Sequence[Float[Tensor, "layer head _query _key"]]:
-        if language not in self.patterns:
-            raise KeyError(f"no patterns for {language!r}; there are {', '.join(self.patterns)}")
-        return self.patterns[language]
-
     @property
-    def grid(self) -> HeadGrid:
-        return HeadGrid(*next(iter(self.patterns.values()))[0].shape[:2])
+    def _values(self) -> Mapping[str, Sequence[Tensor]]:
+        return self.patterns
 
     def _tensors(self) -> dict[str, Tensor]:
         return keyed(
@@ -122,9 +149,6 @@ class AttentionPatterns(Artifact):
                 for code, each in self.patterns.items()
             },
         )
-
-    def _content(self) -> Card:
-        return {"tokens": {code: [list(t) for t in texts] for code, texts in self.tokens.items()}}
 
     @classmethod
     def _from_tensors(cls, tensors: dict[str, Tensor], card: Card) -> "AttentionPatterns":

@@ -11,18 +11,18 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lahis_tl.access import LensModel, device_of, frozen, grid_of
-from lahis_tl.artifacts import Artifact, Card, keyed, unkeyed
+from lahis_tl.artifacts import Card, keyed, unkeyed
 from lahis_tl.batches import Batch, TokenIds, make_batches, require_finite, tokenize
 from lahis_tl.cards import card_of
 from lahis_tl.corpora import Corpus
-from lahis_tl.heads import HeadGrid, HeadLike
+from lahis_tl.heads import HeadLike
 from lahis_tl.losses import text_nll
 from lahis_tl.masks import hooked_heads, masked
-from lahis_tl.patterns import SampleTokens, readable_samples
+from lahis_tl.patterns import OnSamples, SampleTokens, readable_samples
 
 
-@dataclass(frozen=True, eq=False)
-class TokenEffects(Artifact):
+@dataclass(frozen=True, eq=False, repr=False)
+class TokenEffects(OnSamples):
     """A head's effect on a text's loss, position by position, to first order.
 
     Attributes:
@@ -33,22 +33,14 @@ class TokenEffects(Artifact):
     """
 
     kind: ClassVar[str] = "token_effects"
+    main: ClassVar[str] = "effects"
     tokens: SampleTokens
     effects: Mapping[str, Sequence[Float[Tensor, "layer head _pos"]]]
     card: Card = field(default_factory=dict, repr=False)
 
-    def __repr__(self) -> str:
-        sizes = ", ".join(f"{code}: {len(texts)}" for code, texts in self.tokens.items())
-        return f"TokenEffects({sizes} texts; {self.grid})"
-
-    def __getitem__(self, language: str) -> Sequence[Float[Tensor, "layer head _pos"]]:
-        if language not in self.effects:
-            raise KeyError(f"no effects for {language!r}; there are {', '.join(self.effects)}")
-        return self.effects[language]
-
     @property
-    def grid(self) -> HeadGrid:
-        return HeadGrid(*next(iter(self.effects.values()))[0].shape[:2])
+    def _values(self) -> Mapping[str, Sequence[Tensor]]:
+        return self.effects
 
     def to_dataframe(self, head: HeadLike) -> pd.DataFrame:
         """One row a token: language, text (row), position, token, effect of the head there."""
@@ -64,16 +56,8 @@ class TokenEffects(Artifact):
             ]
         )
 
-    def _summary(self) -> pd.DataFrame:
-        """Each language's first text."""
-        firsts = {code: "".join(texts[0]) for code, texts in self.tokens.items() if texts}
-        return pd.DataFrame({"language": list(firsts), "first text": list(firsts.values())})
-
     def _tensors(self) -> dict[str, Tensor]:
         return keyed("effects", {code: torch.cat(list(e), 2) for code, e in self.effects.items()})
-
-    def _content(self) -> Card:
-        return {"tokens": {code: [list(t) for t in texts] for code, texts in self.tokens.items()}}
 
     @classmethod
     def _from_tensors(cls, tensors: dict[str, Tensor], card: Card) -> "TokenEffects":
