@@ -49,7 +49,7 @@ def adapter_answers(
             "adapters need a package that is not installed: pip install peft"
         ) from error
     card = lt.card_of(model)
-    local = Path(card["name"]).exists() or "/" not in card["name"]
+    local = Path(card["name"]).expanduser().exists() or "/" not in card["name"]
     source = open_source(
         card["name"],
         dtype=torch.float32,

@@ -16,6 +16,8 @@ import plotly.graph_objects as go
 import lahis_tl as lt
 from lahis_tl.access import LensModel
 from lahis_tl.artifacts import Artifact
+from lahis_tl.errors import ArtifactError
+from lahis_tl.processes import is_main
 from lahis_tl.records import load_records, save_records
 
 logger = logging.getLogger(__name__)
@@ -64,6 +66,8 @@ class Result:
             the page.
         """
         folder = Path(folder)
+        if not is_main():
+            return folder / f"{self.name}.html"
         folder.mkdir(parents=True, exist_ok=True)
         for name, table in self.tables.items():
             table.to_csv(folder / f"{name}.csv", index=False)
@@ -109,11 +113,12 @@ class Parts:
         if self.folder is None:
             return make()
         path = self.folder / f"{name.replace(' ', '_')}.jsonl"
-        if path.exists():
+        try:
             return load_records(path)[0]
-        found = make()
-        save_records(path, found, {})
-        return found
+        except (FileNotFoundError, ArtifactError):  # none yet, or torn by a kill
+            found = make()
+            save_records(path, found, {})
+            return found
 
 
 def model_of(model: LensModel | str, **options: Any) -> LensModel:

@@ -16,6 +16,7 @@ from lahis_tl.artifacts import Artifact, Card
 from lahis_tl.cards import card_of
 from lahis_tl.heads import HeadGrid, HeadSet
 from lahis_tl.patterns import patterns_of
+from lahis_tl.processes import shows
 from lahis_tl.prompts import Masks, decoding_groups, mask_rows, prompt_ids
 
 Spans = Mapping[str, tuple[int, int]]
@@ -144,7 +145,7 @@ def attention_mass(
         for ids, text, each in zip(encoded, texts, spans, strict=True)
     ]
     mass = torch.empty(len(texts), *grid.shape, len(names) + 2)
-    with tqdm(total=len(texts), unit="text", disable=not progress) as bar:
+    with tqdm(total=len(texts), unit="text", disable=not shows(progress)) as bar:
         for group in decoding_groups(encoded, 0, batch_tokens):
             # The last row of each text's pattern, by part. Padding stands on the right, so it gets nothing.
             parts = pad_sequence([members[i] for i in group], batch_first=True)

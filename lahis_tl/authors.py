@@ -21,6 +21,7 @@ from lahis_tl.heads import HeadSet
 from lahis_tl.losses import text_nll
 from lahis_tl.masks import HeadMask, masked
 from lahis_tl.pairs import EncodedPair, pair_nll
+from lahis_tl.processes import shows
 from lahis_tl.scores import HeadScores, score
 
 _LEARNING_RATE = 1e-2
@@ -79,7 +80,7 @@ def _moving_mask_matrix(
     optimizer = torch.optim.AdamW([mask], lr=_LEARNING_RATE, weight_decay=_WEIGHT_DECAY)
     total = torch.zeros_like(mask, requires_grad=False)
     negative = torch.zeros(mask.shape, device=mask.device)
-    for ids in tqdm(texts, desc=language, unit="text", disable=not progress):
+    for ids in tqdm(texts, desc=language, unit="text", disable=not shows(progress)):
         with frozen(model), torch.enable_grad(), masked(model, mask):
             (mask.grad,) = torch.autograd.grad(text_nll(model, *_one(model, ids)).sum(), mask)
         with torch.no_grad():

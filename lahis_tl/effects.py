@@ -21,7 +21,7 @@ from lahis_tl.heads import Head, HeadLike, HeadSet
 from lahis_tl.masks import hooked_heads
 from lahis_tl.means import mean_head_outputs
 from lahis_tl.per_text import PerTextHeads
-from lahis_tl.processes import shared_out
+from lahis_tl.processes import shared_out, shows
 from lahis_tl.replay import Replay, record
 from lahis_tl.shards import ShardStore
 
@@ -124,7 +124,10 @@ def exact_effects(
     }
     losses = {code: torch.empty(len(texts)) for code, texts in token_ids.items()}
     total = len(chosen) * sum(map(len, token_ids.values()))
-    with store, tqdm(total=total, unit="ablation", unit_scale=True, disable=not progress) as bar:
+    with (
+        store,
+        tqdm(total=total, unit="ablation", unit_scale=True, disable=not shows(progress)) as bar,
+    ):
         for keys, layer, part in _each_part(model, batches, chosen, replacing, store, batch_tokens):
             columns = [head.head for head in chosen if head.layer == layer]
             for row, (code, index) in enumerate(keys):

@@ -20,7 +20,7 @@ from lahis_tl.corpora import Corpus
 from lahis_tl.errors import ModelError
 from lahis_tl.losses import text_nll
 from lahis_tl.masks import HeadMask, masked
-from lahis_tl.processes import shared_out
+from lahis_tl.processes import shared_out, shows
 from lahis_tl.statistics import Interval, percentile_interval, resample_counts
 
 
@@ -186,7 +186,9 @@ class Evaluator:
             return [(i, self._rows_of(batch), values.float().cpu())]
 
         jobs = [(i, batch) for i in range(len(masks)) for batch in self.batches]
-        with tqdm(total=len(jobs), desc=description, unit="batch", disable=not progress) as bar:
+        with tqdm(
+            total=len(jobs), desc=description, unit="batch", disable=not shows(progress)
+        ) as bar:
             for i, rows, values in shared_out(jobs, work):
                 found[i, rows] = values
                 bar.update()

@@ -23,6 +23,7 @@ from lahis_tl.heads import HeadGrid
 from lahis_tl.masks import HeadMask
 from lahis_tl.models import dtype_named
 from lahis_tl.models.sources import Source, open_source
+from lahis_tl.processes import is_main
 from lahis_tl.tuning import TunedMask
 
 MASK_FILE = "head_mask.safetensors"
@@ -211,8 +212,10 @@ def refuse_folder(folder: str | Path) -> None:
 
 
 def _write_folder(folder: str | Path, write: Callable[[Path], None]) -> Path:
-    """Write a new folder whole or not at all."""
+    """Write a new folder whole or not at all; of several processes the main one does."""
     folder = Path(folder)
+    if not is_main():
+        return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
@@ -272,6 +275,8 @@ def push(
 
     if not Path(folder).is_dir():
         raise FileNotFoundError(f"there is no folder {folder}; export a mask first")
+    if not is_main():
+        return f"https://huggingface.co/{repository}"
     api = HfApi(token=token)
     api.create_repo(repository, private=private, exist_ok=True)
     api.upload_folder(repo_id=repository, folder_path=str(folder))

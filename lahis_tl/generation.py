@@ -21,7 +21,7 @@ from lahis_tl.decoding import Decoder
 from lahis_tl.errors import ArtifactError
 from lahis_tl.heads import HeadLike, HeadSet
 from lahis_tl.masks import HeadMask, masked
-from lahis_tl.processes import shared_out
+from lahis_tl.processes import shared_out, shows
 from lahis_tl.prompts import Masks, decoding_groups, mask_card, mask_rows, prompt_ids
 from lahis_tl.records import load_records, save_records
 
@@ -178,7 +178,7 @@ def generate(
 
     rows: dict[int, Generation] = {}
     groups = decoding_groups(encoded, max_new_tokens, batch_tokens)
-    with tqdm(total=len(prompts), unit="prompt", disable=not progress) as bar:
+    with tqdm(total=len(prompts), unit="prompt", disable=not shows(progress)) as bar:
         for index, row in shared_out(groups, work):
             rows[index] = row
             bar.update()

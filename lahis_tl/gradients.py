@@ -27,7 +27,7 @@ from lahis_tl.curvature import batch_curvature
 from lahis_tl.losses import text_nll
 from lahis_tl.masks import masked
 from lahis_tl.per_text import PerTextHeads
-from lahis_tl.processes import shared_out
+from lahis_tl.processes import shared_out, shows
 from lahis_tl.shards import ShardStore
 
 
@@ -113,7 +113,7 @@ def head_gradients(
     store = ShardStore(checkpoint, card, token_ids)
     found: dict[str, dict[str, Tensor]] = {}
     texts = sum(map(len, token_ids.values()))
-    with store, tqdm(total=texts, unit="text", disable=not progress) as bar:
+    with store, tqdm(total=texts, unit="text", disable=not shows(progress)) as bar:
         for keys, part in _each_batch(model, batches, store, curvature_draws, seed):
             for name, values in part.items():
                 if name not in found:

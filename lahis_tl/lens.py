@@ -104,16 +104,20 @@ def next_tokens(model: LensModel, text: str, mask: HeadMask, k: int = 8) -> pd.D
     >>> next_tokens(model, "La capitale de la France est", mask)          # doctest: +SKIP
 
     Args:
-        k: the most probable tokens of either side are listed, so up to ``2 k``.
+        k: the most probable tokens of either side are listed, so up to ``2 k``; at most the vocabulary.
 
     Returns:
         token, before and after (probabilities), change in nats of log-probability; most probable before first.
+
+    Raises:
+        ValueError: the text is empty or longer than the context, or the mask is for another grid.
     """
     (ids,) = prompt_ids(model, [text], 0)
     row = torch.tensor([ids], device=device_of(model))
     plain = full_logits(model, row, torch.ones_like(row))[0, -1].float().log_softmax(-1).cpu()
     with masked(model, mask):
         changed = full_logits(model, row, torch.ones_like(row))[0, -1].float().log_softmax(-1).cpu()
+    k = min(k, len(plain))
     listed = torch.cat([plain.topk(k).indices, changed.topk(k).indices]).unique()
     listed = listed[plain[listed].argsort(descending=True)]
     tokenizer = tokenizer_of(model)

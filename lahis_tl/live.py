@@ -14,7 +14,7 @@ import torch
 
 from lahis_tl.access import LensModel, grid_of
 from lahis_tl.artifacts import Artifact
-from lahis_tl.explorer import explore
+from lahis_tl.explorer import explore, loaded
 from lahis_tl.explorer.payload import Payload
 from lahis_tl.heads import Head, HeadLike, HeadSet
 from lahis_tl.lens import next_tokens
@@ -43,7 +43,7 @@ class StaticPage:
 
 
 def widget(
-    results: Artifact | Sequence[Artifact],
+    results: Artifact | str | Path | Sequence[Artifact | str | Path],
     model: LensModel | None = None,
     *,
     text: str = "",
@@ -67,13 +67,13 @@ def widget(
         the reason.
 
     Raises:
-        ValueError: as ``explore``; or the model has other heads than the results.
+        ValueError: as ``explore``; or, live, the model has other heads than the results, or there is no score.
     """
-    listed = [results] if isinstance(results, Artifact) else list(results)
+    found = loaded(results)
     why = _why_static()
     if why is None:
-        return HeadWidget(listed, model, text)
-    return StaticPage(explore(listed, path), why)
+        return HeadWidget(found, model, text)
+    return StaticPage(explore(found, path), why)
 
 
 def _why_static() -> str | None:
@@ -112,6 +112,7 @@ class HeadWidget:
         self._maps = {found.name: found for found in shown.maps}
         self._model, self.grid = model, shown.grid
         self.head: Head | None = None
+        self._listening = True
         self.selected = HeadSet(self.grid, [])
         self.next_tokens = pd.DataFrame()
         first = shown.maps[0]
@@ -181,9 +182,17 @@ class HeadWidget:
 
     def scale(self, factor: float | None, whole: bool = False) -> None:
         """Multiply the clicked head, or the whole selection, by ``factor``; None leaves it as it is."""
+        self._listening = False  # one answer for three changes
         self._whole.value = whole
-        self._factor.value = self._factor.value if factor in (None, 0.0) else factor
+        if factor:
+            self._factor.min, self._factor.max = (
+                min(self._factor.min, factor),
+                max(self._factor.max, factor),
+            )
+            self._factor.value = factor
         self._mode.value = AS_IS if factor is None else OFF if factor == 0.0 else SCALED
+        self._listening = True
+        self._answer()
 
     def select(self, heads: Iterable[HeadLike]) -> None:
         """Make these the selection."""
@@ -237,7 +246,11 @@ class HeadWidget:
 
     def _answer(self) -> None:
         """The attention and the next token on the text; an error is said, not lost."""
-        if self._model is None or not self._text.value:
+        if self._model is None or not self._listening:
+            return
+        if not self._text.value:
+            self.attention.data, self._listed.value = [], ""
+            self.next_tokens = pd.DataFrame()
             return
         try:
             self._look()

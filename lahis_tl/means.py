@@ -9,6 +9,7 @@ from lahis_tl.access import LensModel, device_of, grid_of, run_layers
 from lahis_tl.batches import TokenIds, make_batches, tokenize
 from lahis_tl.corpora import Corpus
 from lahis_tl.masks import hooked_heads
+from lahis_tl.processes import shows
 
 
 @torch.no_grad()
@@ -32,7 +33,7 @@ def mean_head_outputs(
     for batch in tqdm(
         make_batches(tokenize(model, corpus, max_tokens), batch_tokens),
         unit="batch",
-        disable=not progress,
+        disable=not shows(progress),
     ):
         mask = batch.attention_mask.to(device)
 

@@ -13,6 +13,7 @@ from lahis_tl.access import LensModel, context_length, device_of, grid_of, token
 from lahis_tl.evaluation import refuse_text_rows
 from lahis_tl.losses import token_nll
 from lahis_tl.masks import HeadMask, masked
+from lahis_tl.processes import shows
 from lahis_tl.prompts import decoding_groups, open_ids
 
 
@@ -109,7 +110,10 @@ def target_losses(
     encoded = encode_pairs(model, pairs)
     found = torch.empty(len(encoded))
     factors = HeadMask.ones(grid_of(model)) if mask is None else mask
-    with tqdm(total=len(encoded), unit="pair", disable=not progress) as bar, masked(model, factors):
+    with (
+        tqdm(total=len(encoded), unit="pair", disable=not shows(progress)) as bar,
+        masked(model, factors),
+    ):
         for group in decoding_groups([pair.ids for pair in encoded], 0, batch_tokens):
             found[group] = pair_nll(model, [encoded[i] for i in group]).float().cpu()
             bar.update(len(group))

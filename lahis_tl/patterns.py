@@ -21,7 +21,7 @@ from lahis_tl.access import (
     tokenizer_of,
     unembedding_of,
 )
-from lahis_tl.artifacts import Artifact, Card, keyed, unkeyed
+from lahis_tl.artifacts import Artifact, Card, keyed
 from lahis_tl.batches import TokenIds, tokenize
 from lahis_tl.cards import card_of
 from lahis_tl.corpora import Corpus
@@ -80,6 +80,11 @@ def head_pattern(
     """One head's whole attention pattern on one text, and the text's tokens to read.
 
     >>> tokens, pattern = head_pattern(model, "Le chat dort.", "L12H3")     # doctest: +SKIP
+
+    Raises:
+        IndexError: the head is outside the model.
+        ModelError: the model gives no attention pattern.
+        ValueError: the text is empty or longer than the context.
     """
     parsed: Head = grid_of(model).check(head)
     (ids,) = prompt_ids(model, [text], 0)
@@ -153,10 +158,9 @@ class AttentionPatterns(OnSamples):
     @classmethod
     def _from_tensors(cls, tensors: dict[str, Tensor], card: Card) -> "AttentionPatterns":
         tokens = card["content"]["tokens"]
-        joined = unkeyed("patterns", tensors)
         patterns = {}
         for code, texts in tokens.items():
-            parts = joined[code].split([len(t) ** 2 for t in texts], 2)
+            parts = tensors[f"patterns/{code}"].split([len(t) ** 2 for t in texts], 2)
             patterns[code] = [
                 p.unflatten(2, (len(t),) * 2) for p, t in zip(parts, texts, strict=True)
             ]
@@ -212,12 +216,18 @@ def readable_tokens(tokenizer: Any, ids: Sequence[int]) -> list[str]:
     >>> readable_tokens(tokenizer, [5, 6])          # doctest: +SKIP
     ['Le', ' chat']
     """
+
+    def text(first: int, end: int) -> str:
+        return tokenizer.decode(list(ids[first:end]), clean_up_tokenization_spaces=False)
+
     shown: list[str] = []
-    start = 0
+    before = start = 0
     for i in range(len(ids)):
-        piece = tokenizer.decode(list(ids[start : i + 1]))
+        # After the piece before it: alone, tokens of some tokenizers lose the space that they begin with.
+        whole, known = text(before, i + 1), text(before, start)
+        piece = whole[len(known) :] if whole.startswith(known) else text(start, i + 1)
         if piece.endswith("\ufffd") and i + 1 < len(ids) and i - start < 4:
             continue  # not yet whole
         shown += [piece, *["·"] * (i - start)]
-        start = i + 1
+        before, start = start, i + 1
     return shown

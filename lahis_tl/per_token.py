@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lahis_tl.access import LensModel, device_of, frozen, grid_of
-from lahis_tl.artifacts import Card, keyed, unkeyed
+from lahis_tl.artifacts import Card, keyed
 from lahis_tl.batches import Batch, TokenIds, make_batches, require_finite, tokenize
 from lahis_tl.cards import card_of
 from lahis_tl.corpora import Corpus
@@ -62,9 +62,8 @@ class TokenEffects(OnSamples):
     @classmethod
     def _from_tensors(cls, tensors: dict[str, Tensor], card: Card) -> "TokenEffects":
         tokens = card["content"]["tokens"]
-        joined = unkeyed("effects", tensors)
         effects = {
-            code: list(joined[code].split([len(t) for t in texts], 2))
+            code: list(tensors[f"effects/{code}"].split([len(t) for t in texts], 2))
             for code, texts in tokens.items()
         }
         return cls(tokens, effects, card)

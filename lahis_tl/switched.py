@@ -19,6 +19,7 @@ from lahis_tl.gradients import HeadGradients
 from lahis_tl.languages import check_language
 from lahis_tl.losses import token_nll
 from lahis_tl.masks import HeadMask, masked
+from lahis_tl.processes import shows
 
 # Pieces of a text in order, white space included, each with its language; None for names, digits, ...
 Pieces: TypeAlias = Sequence[tuple[str, str | None]]
@@ -150,7 +151,7 @@ def switched_gradients(
     losses = {code: torch.zeros(n_texts) for code in labelled.languages}
     n_tokens = {code: torch.zeros(n_texts, dtype=torch.int64) for code in labelled.languages}
     device = device_of(model)
-    with tqdm(total=n_texts, unit="text", disable=not progress) as bar, frozen(model):
+    with tqdm(total=n_texts, unit="text", disable=not shows(progress)) as bar, frozen(model):
         for batch in _batches(labelled, batch_tokens):
             mask = torch.ones(len(batch.keys), *grid.shape, device=device, requires_grad=True)
             rows = [key.row for key in batch.keys]

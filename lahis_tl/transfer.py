@@ -28,6 +28,7 @@ from lahis_tl.cards import card_of
 from lahis_tl.decoding import Decoder
 from lahis_tl.errors import ArtifactError
 from lahis_tl.masks import masked
+from lahis_tl.processes import shows
 from lahis_tl.prompts import Masks, decoding_groups, mask_rows, prompt_ids
 from lahis_tl.records import load_records, save_records
 
@@ -344,7 +345,9 @@ def transfer_answers(
     ranks = torch.empty(len(items), 2, dtype=torch.int64)
     written: list[list[int]] = [[] for _ in items]
     ends, ended = end_tokens(model), frozenset[int]()
-    with tqdm(total=len(items), desc=description, unit="prompt", disable=not progress) as bar:
+    with tqdm(
+        total=len(items), desc=description, unit="prompt", disable=not shows(progress)
+    ) as bar:
         for group in decoding_groups(encoded, max_new_tokens, batch_tokens):
             chosen = mask_rows(model, mask, len(items), group)
             with nullcontext() if chosen is None else masked(model, chosen):

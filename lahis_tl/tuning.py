@@ -19,7 +19,7 @@ from lahis_tl.cards import card_of
 from lahis_tl.heads import HeadGrid, HeadSet
 from lahis_tl.masks import HeadMask, masked
 from lahis_tl.pairs import EncodedPair, Pair, encode_pairs, pair_nll, target_losses
-from lahis_tl.processes import add_up, share_of
+from lahis_tl.processes import exchange, share_of, shows
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,7 +135,8 @@ def tune_mask(
     optimizer = torch.optim.AdamW([values], lr=learning_rate, weight_decay=0.0)
     order = random.Random(seed)
     run = _Run(model, heads, held_out, pull=learning_rate * weight_decay)
-    run.note(0, values, _mean(target_losses(model, train, progress=False)))
+    first, *_ = exchange(lambda: _mean(target_losses(model, train, progress=False)))
+    run.note(0, values, first)
     if not math.isfinite(run.rows[0]["train_nll"]):
         raise ValueError(
             "the loss is not finite before training; load the model in float32 or bfloat16"
@@ -143,7 +144,7 @@ def tune_mask(
     stopped = "epochs"
     steps = math.ceil(len(train) / batch_size)
     with (
-        tqdm(total=epochs * steps, unit="batch", disable=not progress) as bar,
+        tqdm(total=epochs * steps, unit="batch", disable=not shows(progress)) as bar,
         frozen(model),
         torch.enable_grad(),
     ):
@@ -221,14 +222,18 @@ class _Run:
         total = 0.0
         for start in range(0, len(pairs), batch_size * accumulation):
             group = pairs[start : start + batch_size * accumulation]
-            loss = torch.zeros((), dtype=torch.float64, device=values.device)
-            for first in range(0, len(group), batch_size):
-                own = share_of(group[first : first + batch_size])
-                loss += self.backward(values, own, len(group)) if own else 0.0
-                bar.update()
-            values.grad = _gradient(values)
-            add_up(values.grad, loss)
-            total += float(loss)
+
+            def own_part(group: Sequence[EncodedPair] = group) -> tuple[float, Tensor]:
+                loss = 0.0
+                for first in range(0, len(group), batch_size):
+                    own = share_of(group[first : first + batch_size])
+                    loss += self.backward(values, own, len(group)) if own else 0.0
+                    bar.update()
+                return loss, _gradient(values).cpu()
+
+            losses, gradients = zip(*exchange(own_part), strict=True)
+            total += sum(losses)
+            values.grad = torch.stack(gradients).sum(0).to(values.device)
             if not (math.isfinite(total) and torch.isfinite(values.grad).all()):
                 return None
             optimizer.step()
@@ -249,7 +254,10 @@ class _Run:
         valid = float("nan")
         if self.held_out:
             mask = HeadMask(scattered(self.heads, values.detach()).cpu())
-            valid = _mean(target_losses(self.model, self.held_out, mask, progress=False))
+            # The main process decides for all which epoch is best and when to stop.
+            valid, *_ = exchange(
+                lambda: _mean(target_losses(self.model, self.held_out, mask, progress=False))
+            )
             self.failed = not math.isfinite(valid)
         self.rows.append({"epoch": epoch, "train_nll": train_nll, "valid_nll": valid})
         if not self.held_out or valid < self.best_loss:

@@ -5,7 +5,9 @@ from collections.abc import Callable
 import pytest
 import torch
 from conftest import REQUIRED
+from tokenizers import Tokenizer, decoders, models
 from torch import nn
+from transformers import PreTrainedTokenizerFast
 
 import lahis_tl as lt
 from lahis_tl.access import grid_of, tokenizer_of
@@ -115,6 +117,15 @@ def test_sinks_and_the_table_and_the_disk(tmp_path) -> None:
     assert again.parts == found.parts
     with pytest.raises(KeyError, match="no part 'de'"):
         found["de"]
+
+
+def test_readable_tokens_keep_the_spaces_that_single_tokens_lose() -> None:
+    tokenizer = Tokenizer(models.WordLevel({"<unk>": 0, "▁Le": 1, "▁chat": 2}, unk_token="<unk>"))
+    steps = [decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    tokenizer.decoder = decoders.Sequence(steps)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>")
+    assert fast.decode([2]) == "chat"
+    assert readable_tokens(fast, [1, 2, 2]) == ["Le", " chat", " chat"]
 
 
 def test_readable_tokens_show_split_characters_once(speaker: nn.Module) -> None:

@@ -79,6 +79,10 @@ def test_a_text_answers_with_attention_and_the_next_token(
     assert view._mode.value == SCALED
     assert view.mask.factors[2, 2] == view.mask.factors[0, 0] == 3.0
     assert view.mask.factors[1, 2] == 1.0
+    view.scale(10.0)
+    assert view.mask.factors[1, 2] == 10.0, "beyond the slider's first range"
+    view.scale(-1.0)
+    assert view.mask.factors[1, 2] == -1.0
     view.scale(None)
     assert view.mask is None
     view._text.value = "word " * 2000

@@ -106,3 +106,22 @@ def test_images_of_all_formats(tmp_path: Path) -> None:
     assert not (tmp_path / "map.csv").exists()
     with pytest.raises(ValueError, match="paper='poster' is neither column nor page"):
         plots.write(plots.heatmap(scores()), tmp_path / "map.png", paper="poster")
+
+
+def test_a_text_from_right_to_left_is_shown_so() -> None:
+    values = torch.zeros(3, 4, 3)
+    effects = lt.TokenEffects({"ar": [["<s>", "مرحبا", " بالعالم"]]}, {"ar": [values]})
+    assert 'dir="rtl"' in plots.token_text(effects, "L0H0").html
+    bars = go.Figure(go.Scatter(x=[1.0], y=["a"], error_x={"array": [0.5]}))
+    assert plots.figure_data(bars)[["lower", "upper"]].values.tolist() == [[0.5, 1.5]]
+
+
+def test_patterns_show_tokens_as_they_are() -> None:
+    figure = plots.attention_pattern(["<b>x</b>", "&lt;"], torch.eye(2), "L0H0")
+    assert list(figure.layout.xaxis.ticktext) == ["&lt;b&gt;x&lt;/b&gt;", "&amp;lt;"]
+    assert "<b>" not in figure.data[0].customdata[0][0]
+
+
+def test_languages_of_any_name_come_back(tmp_path: Path) -> None:
+    effects = lt.TokenEffects({"a>b": [["x"]]}, {"a>b": [torch.ones(3, 4, 1)]})
+    assert list(lt.load(effects.save(tmp_path / "effects")).effects) == ["a>b"]

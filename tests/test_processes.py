@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -35,11 +36,25 @@ lt.generate(model, [t[:30] for t in corpus["fr"]], off, max_new_tokens=5, batch_
             progress=False).save(folder / "texts")
 heads = lt.HeadSet(lt.grid_of(model), ["L0H1", "L1H2", "L2H0"])
 lt.tune_mask(model, pairs, heads, epochs=2, batch_size=4, progress=False).save(folder / "mask")
+parts = len(list((folder / "parts").glob("part-*.safetensors")))
+
+# An error in one process reaches all, and they go on together.
+import lahis_tl.gradients as module
+real, rank = module.batch_gradients, rank_and_size()[0]
+
+def failing(model, batch):
+    if rank == rank_and_size()[1] - 1:
+        raise lt.ModelError("only here")
+    return real(model, batch)
+
+module.batch_gradients = failing
+said = ""
 try:
-    lt.head_gradients(model, {"en": [[1, 2]] * 7 + [[5]]}, batch_tokens=4)
-except lt.CorpusError:
-    pass
-(folder / f"rank{rank_and_size()[0]}.json").write_text(json.dumps({"size": rank_and_size()[1]}))
+    lt.head_gradients(model, corpus, batch_tokens=64, **options)
+except lt.ModelError as error:
+    said = str(error)
+(folder / f"rank{rank_and_size()[0]}.json").write_text(json.dumps(
+    {"size": rank_and_size()[1], "parts": parts, "said": said}))
 """
 
 
@@ -54,8 +69,11 @@ def run(folder: Path, model: str, size: int) -> dict[str, Any]:
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     ranks = sorted(folder.glob("rank*.json"))
-    assert [json.loads(path.read_text())["size"] for path in ranks] == [size] * size
+    told = [json.loads(path.read_text()) for path in ranks]
+    assert [each["size"] for each in told] == [size] * size
+    assert [each["said"] for each in told] == ["only here"] * size
     found = {name: lt.load(folder / name) for name in ("gradients", "effects", "losses", "mask")}
+    found["parts"] = told[0]["parts"]
     return {**found, "texts": lt.Generations.load(folder / "texts")}
 
 
@@ -69,6 +87,7 @@ def test_two_and_three_processes_have_what_one_has(speaker: nn.Module, tmp_path:
             for code, values in alone[part].parts[part].items():
                 found = together[part].parts[part][code]
                 assert torch.equal(found.nan_to_num(), values.nan_to_num()), part
+        assert together["parts"] == alone["parts"] > size, "every process wrote its parts"
         for code, values in alone["losses"].nll.items():
             assert torch.equal(together["losses"].nll[code], values)
         assert together["texts"].texts == alone["texts"].texts
@@ -96,7 +115,10 @@ def test_the_command_line_shares_its_texts_out(speaker: nn.Module, tmp_path: Pat
 
 
 class Group:
-    """Stands in for a group of processes: this one is ``rank``; the others answer with ``theirs``."""
+    """Stands in for a group of processes: this one is ``rank``; the others answer with ``theirs``.
+
+    Asked how many items it has, each of the others says what this one says.
+    """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, rank: int, theirs: list[Any]):
         self.rank, self.theirs, self.told = rank, theirs, []
@@ -104,8 +126,12 @@ class Group:
         monkeypatch.setattr(processes.distributed, "all_gather_object", self.gather)
 
     def gather(self, into: list[Any], own: Any) -> None:
+        own = pickle.loads(pickle.dumps(own))
         self.told.append(own)
-        into[:] = [*self.theirs[: self.rank], own, *self.theirs[self.rank :]]
+        theirs = self.theirs
+        if isinstance(own, int) and all(isinstance(answer, list) for answer in theirs):
+            theirs = [own] * len(theirs)
+        into[:] = [*theirs[: self.rank], own, *theirs[self.rank :]]
 
 
 def test_items_are_dealt_out_and_come_back_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,7 +144,7 @@ def test_items_are_dealt_out_and_come_back_in_order(monkeypatch: pytest.MonkeyPa
 
     found = list(processes.shared_out(list("abcde"), work))
     assert done == [(1, "b"), (4, "e")]
-    assert group.told == [["b"], ["e"]]
+    assert group.told == [5, ["b"], ["e"]]
     assert found == ["x", "b", "y", "x", "e", "y"]
     assert list(processes.share_of(list("abcde"))) == ["b", "e"]
 
@@ -127,12 +153,35 @@ def test_an_error_in_one_process_stops_all(monkeypatch: pytest.MonkeyPatch) -> N
     def fail(number: int, item: str) -> list[str]:
         raise ValueError("bad text")
 
-    group = Group(monkeypatch, 0, [["y"]])
+    group = Group(monkeypatch, 0, ["y"])
     with pytest.raises(ValueError, match="bad text"):
-        list(processes.shared_out(["a", "b"], fail))
+        processes.exchange(lambda: fail(0, "a"))
     assert isinstance(group.told[0], ValueError), "the others were told"
     Group(monkeypatch, 0, [ValueError("theirs")])
     with pytest.raises(ValueError, match="theirs"):
+        processes.exchange(lambda: 1)
+
+    class Local(Exception):
+        """Cannot be pickled: it is defined in a function."""
+
+    def stop() -> None:
+        raise Local("why")
+
+    group = Group(monkeypatch, 0, ["y"])
+    with pytest.raises(Local):
+        processes.exchange(stop)
+    assert str(group.told[0]) == "Local: why"
+
+
+def test_nothing_is_shared_before_join(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(processes.distributed, "get_world_size", lambda: 2)
+    assert processes.rank_and_size() == (0, 1)
+
+
+def test_processes_with_other_texts_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    Group(monkeypatch, 0, [3])
+    with pytest.raises(RuntimeError, match="were given different texts"):
         list(processes.shared_out(["a", "b"], lambda number, item: [item]))
 
 

@@ -73,6 +73,17 @@ def test_two_runs_in_one_folder_are_kept_apart(tmp_path: Path) -> None:
         pass  # free again
 
 
+def test_parts_of_another_run_are_never_taken(tmp_path: Path) -> None:
+    with ShardStore(tmp_path, {"a": 1}, [1]) as store:
+        store.write(0, {"x": torch.ones(2)})
+        assert store.read(0) is not None
+    with pytest.raises(ArtifactError, match="a was 1, now 2"), ShardStore(tmp_path, {"a": 2}, [1]):
+        pass
+    (tmp_path / "run.json").unlink()  # as on another machine's disk
+    with ShardStore(tmp_path, {"a": 2}, [1]) as store:
+        assert store.read(0) is None
+
+
 def test_where_memory_runs_out_the_batch_is_halved(
     speaker: nn.Module, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -20,7 +20,6 @@ def _join_processes() -> None:
         return
     if os.environ.get("RANK", "0") != "0":
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - until the process ends
-        os.environ["TQDM_DISABLE"] = "1"
     from lahis_tl.processes import join
 
     join()

@@ -36,7 +36,7 @@ def explore(
     corpus: Annotated[str, typer.Option(help="Of the sample texts, as for score.")] = "bundled",
     languages: Languages = None,
     n: Annotated[int, typer.Option("-n", help="Sample texts a language.")] = 1,
-    max_tokens: Annotated[int, typer.Option(help="Sample texts are cut there.")] = 24,
+    max_tokens: Annotated[int, typer.Option(help="Sample texts are cut there.")] = 20,
     cdn: Annotated[
         bool, typer.Option("--cdn", help="A small page that fetches plotly when it is opened.")
     ] = False,
@@ -57,6 +57,8 @@ def explore(
     from lahis_tl.explorer import explore as write
     from lahis_tl.models import load_model
 
+    if model is None and (languages is not None or corpus != "bundled"):
+        raise typer.BadParameter("sample texts are looked at with a model: give --model too")
     loaded = None if model is None else load_model(model, dtype=dtype, device=device)
     found = [result for given in results for result in _results_of(given, loaded)]
     samples = None
@@ -65,6 +67,10 @@ def explore(
         if codes is None and corpus == "bundled":
             known = {code for result in found for code in getattr(result, "languages", ())}
             codes = [code for code in load_corpus("bundled").languages if code in known]
+            if not codes:
+                raise typer.BadParameter(
+                    f"the bundled corpus has none of {', '.join(sorted(known))}; give texts by --corpus"
+                )
         samples = load_corpus(corpus, codes, n)
     page = write(
         found,

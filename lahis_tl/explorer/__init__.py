@@ -26,7 +26,7 @@ def explore(
     *,
     model: LensModel | None = None,
     samples: Corpus | TokenIds | None = None,
-    max_tokens: int | None = 24,
+    max_tokens: int | None = 20,
     plotlyjs: str = "inline",
     title: str | None = None,
 ) -> Path:
@@ -54,7 +54,9 @@ def explore(
     Raises:
         ValueError: results of different models, two different scores of one name, none that can be mapped,
             samples without a model, or another ``plotlyjs``.
-        ArtifactError: a file is damaged or no result.
+        ArtifactError: a file is damaged or no result; FileNotFoundError: there is none.
+        CorpusError: a sample of fewer than two tokens.
+        ModelError: the model gives no attention pattern.
     """
     if plotlyjs not in ("inline", "cdn"):
         raise ValueError(f"plotlyjs={plotlyjs!r} is neither 'inline' nor 'cdn'")
@@ -62,14 +64,19 @@ def explore(
         raise ValueError(
             "samples are looked at with a model: give both, model= and samples=, or none"
         )
-    listed = [results] if isinstance(results, (Artifact, str, Path)) else list(results)
-    found: list[Any] = [load(r) if isinstance(r, (str, Path)) else r for r in listed]
+    found = loaded(results)
     if model is not None and samples is not None:
         found.append(attention_patterns(model, samples, max_tokens=max_tokens))
         found.append(token_effects(model, samples, max_tokens=max_tokens))
     page = Path(path)
     write_atomically(page, page_of(Payload(found, title), plotlyjs).encode("utf-8"))
     return page
+
+
+def loaded(results: Artifact | str | Path | Sequence[Artifact | str | Path]) -> list[Any]:
+    """One result or many, those named by files read."""
+    listed = [results] if isinstance(results, (Artifact, str, Path)) else list(results)
+    return [load(result) if isinstance(result, (str, Path)) else result for result in listed]
 
 
 def page_of(payload: Payload, plotlyjs: str = "inline") -> str:

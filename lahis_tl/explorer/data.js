@@ -38,7 +38,7 @@ const block = await unpack().catch((error) => { trouble(error.message); throw er
 const made = new Map();
 function numbers(place) {
   if (made.has(place)) return made.get(place);
-  const kind = { f16: Uint16Array, u8: Uint8Array, i8: Int8Array }[place.as];
+  const kind = { f32: Float32Array, f16: Uint16Array, u8: Uint8Array, i8: Int8Array }[place.as];
   const stored = new kind(block, place.at, place.n);
   const value = place.as === 'f16' ? (bits) => halfPrecision[bits] : (step) => step;
   const found = place.scale === undefined ? stored : Float32Array.from(stored, (x) => value(x) * place.scale);
@@ -65,6 +65,10 @@ function parseLabel(text) {
   const [layer, head] = [Number(found[1]), Number(found[2])];
   return layer < LAYERS && head < HEADS ? layer * HEADS + head : undefined;
 }
+
+// An own value of a plain object: a language may be called "constructor".
+const own = (object, key) => (Object.hasOwn(object, key) ? object[key] : undefined);
+const known = (values) => values.reduce((n, value) => n + !Number.isNaN(value), 0);
 
 // Ranks from 1, the highest first; heads without a number have none.
 const ranked = new WeakMap();

@@ -3,6 +3,7 @@
 // plotly reads tags and entities in labels; data is only ever text.
 const plain = (text) => String(text).replace(/&/g, '&amp;').replace(/</g, '&lt;').replace(/>/g, '&gt;');
 const short = (value) => (value === undefined || Number.isNaN(value) ? '–' : Number(value.toPrecision(3)).toString());
+const rough = (value) => Number(value.toPrecision(2)).toString(); // what is packed to a few steps
 const shown = (token) => token.replace(/\n/g, '⏎').replace(/\t/g, '⇥');
 const clipped = (token) => { const text = shown(token); return plain(text.length > 12 ? `${text.slice(0, 11)}…` : text); };
 

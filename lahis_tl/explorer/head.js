@@ -39,7 +39,7 @@ function drawScores(rows, map) {
     trace.error_y = { type: 'data', symmetric: false, thickness: 1.5, color: color('quiet'),
       array: rows.map((row) => Math.max(0, row.upper - row.value)), arrayminus: rows.map((row) => Math.max(0, row.value - row.lower)) };
   }
-  const title = `${plain(map.name)} of ${label(state.head)} by language${withInterval ? ', 95% intervals' : ''}`;
+  const title = `${plain(map.name)} of ${label(state.head)} by language${withInterval ? `, ${map.level}% intervals` : ''}`;
   return Plotly.react('scores', [trace], layout({ height: 230, margin: { t: 34, r: 10, b: 34, l: 62 },
     title: { text: title, font: { size: 13 }, x: 0.01, xanchor: 'left' },
     xaxis: { type: 'category' }, yaxis: { title: { text: plain(map.unit) }, rangemode: 'tozero', zeroline: true } }), CONFIG);
@@ -48,11 +48,12 @@ function drawScores(rows, map) {
 function drawFacts(rows, map, flat) {
   const exact = about.maps.find((other) => other.exact && other !== map);
   const columns = [['language', (row) => row.language], [map.unit || 'score', (row) => short(row.value)]];
-  const known = (name) => rows.some((row) => row[name] !== undefined);
-  if (known('lower')) columns.push(['95% interval', (row) => `${short(row.lower)} to ${short(row.upper)}`]);
-  columns.push([`rank of ${SIZE}`, (row) => row.rank ?? '–']);
-  if (known('selection')) columns.push([`in top ${map.topK ?? 'k'}`, (row) => `${Math.round(row.selection * 100)} %`]);
-  if (known('verified')) columns.push(['how', (row) => (row.verified ? 'exact' : 'estimate')]);
+  const has = (name) => rows.some((row) => row[name] !== undefined);
+  if (has('lower')) columns.push([`${map.level}% interval`, (row) => `${short(row.lower)} to ${short(row.upper)}`]);
+  const ranked = known(ofLanguage(map, map.languages[0], map.values));
+  columns.push([`rank of ${ranked}`, (row) => row.rank ?? '–']);
+  if (has('selection')) columns.push([`in top ${map.topK ?? 'k'}`, (row) => `${Math.round(row.selection * 100)} %`]);
+  if (has('verified')) columns.push(['how', (row) => (row.verified ? 'exact' : 'estimate')]);
   if (exact) {
     columns.push(['exact effect', (row) => {
       const found = knowledge(exact, row.language, flat);

@@ -54,7 +54,7 @@ function drawMap() {
   const traces = [];
   const cell = Math.min(18, Math.max(rows > 1 ? 3 : 6, (rows > 1 ? 260 : 560) / LAYERS));
   const height = rows * (LAYERS * cell + 46) + 90;
-  const more = { height, coloraxis: colorAxis(panels), showlegend: false, annotations: [], shapes: [],
+  const more = { height, uirevision: state.view, coloraxis: colorAxis(panels), showlegend: false, annotations: [], shapes: [],
     title: { text: mapTitle(), font: { size: 14 }, x: 0.01, xanchor: 'left', y: 1, yanchor: 'top', pad: { t: 6 } },
     dragmode: state.lasso ? 'lasso' : 'zoom', margin: { t: panels.length > 1 ? 52 : 34, r: 10, b: 40, l: 44 } };
   const unit = state.view === 'count' || !currentMap() ? 'languages' : currentMap().unit;
@@ -76,8 +76,8 @@ function drawMap() {
         x: 0, y: 1, xanchor: 'left', yanchor: 'bottom', font: { size: 12 } });
     }
     traces.push({ type: 'heatmap', z: grid2d(panel.values), coloraxis: 'coloraxis', ...axes(i), meta: panel.language,
-      customdata: grid2d(Array.from(order, (r) => r ?? '–')), hoverongaps: false,
-      hovertemplate: `L%{y}H%{x}: %{z:.3~g} ${plain(unit)}, rank %{customdata} of ${SIZE}<extra>${panel.title}</extra>` });
+      customdata: grid2d(Array.from(order, (r) => r ?? '–')),
+      hovertemplate: `L%{y}H%{x}: %{z:.3~g} ${plain(unit)}, rank %{customdata} of ${known(panel.values)}<extra>${panel.title}</extra>` });
   });
   traces.push(...panels.flatMap((panel, i) => marks(panel, i)));
   more.shapes = selection(panels.length);
@@ -93,7 +93,7 @@ function marks(panel, i) {
   const found = [];
   const rule = currentRule();
   if (rule && state.view !== 'count') {
-    found.push(points(rule.specific[panel.language] ?? [], 'diamond', 'specific', 7, { color: '#e0218a' }));
+    found.push(points(own(rule.specific, panel.language) ?? [], 'diamond', 'specific', 7, { color: '#e0218a' }));
     found.push(points(rule.general, 'circle-open', 'general', 7, { color: '#ffffff' }));
   }
   found.push(points([...state.set], 'x', 'set', 7, { color: '#00b3a4' }));
@@ -125,7 +125,7 @@ const asPython = () => {
 function drawSet() {
   element('set-size').textContent = `Set: ${state.set.size} head${state.set.size === 1 ? '' : 's'}`;
   element('code').value = asPython();
-  element('take').hidden = !currentRule();
+  element('take').hidden = !currentRule() || state.view === 'count';
   element('lasso').setAttribute('aria-pressed', String(state.lasso));
 }
 

@@ -10,7 +10,7 @@ function fromAddress() {
   const pick = (name, allowed, fallback) => (allowed.includes(given.get(name)) ? given.get(name) : fallback);
   const index = (name, list) => Math.max(0, list.indexOf(given.get(name)));
   state.score = index('score', about.maps.map((map) => map.name));
-  state.rule = given.get('rule') === 'none' ? -1 : index('rule', about.rules.map((rule) => rule.name));
+  state.rule = given.get('rule') === 'none' && about.maps.length ? -1 : index('rule', about.rules.map((rule) => rule.name));
   state.language = pick('language', languages, languages[0]);
   state.minus = pick('minus', languages, languages.find((language) => language !== state.language) ?? languages[0]);
   state.view = pick('view', viewsPossible(), about.maps.length ? 'language' : 'count');
@@ -106,7 +106,8 @@ function fillControls() {
   options(element('minus'), known, known, state.minus);
   element('minus-label').hidden = state.view !== 'difference';
   const rules = about.rules.map((rule) => rule.name);
-  options(element('rule'), rules.length ? [...rules, 'not marked'] : [], [...rules.keys(), -1], state.rule);
+  const unmarked = rules.length && about.maps.length ? ['not marked'] : [];
+  options(element('rule'), [...rules, ...unmarked], [...rules.keys(), -1], state.rule);
   options(element('sample'), about.samples.map((s, i) => `${s.language} · ${s.tokens.join('').replace(/\s+/g, ' ').slice(0, 40)} (${i + 1})`),
     about.samples.map((_, i) => i), state.sample);
 }
@@ -145,7 +146,7 @@ function listen() {
   on('clear', 'click', () => change({ set: new Set() }));
   on('take', 'click', () => {
     const rule = currentRule();
-    change({ set: new Set([...state.set, ...(rule?.specific[state.language] ?? [])]) });
+    change({ set: new Set([...state.set, ...(own(rule?.specific ?? {}, state.language) ?? [])]) });
   });
   on('copy', 'click', copySet);
   on('search', 'input', (e) => {

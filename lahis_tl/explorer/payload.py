@@ -39,6 +39,8 @@ class ScoreMap:
     Attributes:
         certain: ``"lower"``, ``"upper"``, ``"selection"`` and the like → [language, layer, head].
         exact: whether these are effects of removal, not estimates.
+        top_k, level: of ``selection`` and of ``lower`` and ``upper``.
+        derived: whether what is certain was computed for the page, so that what is given goes before it.
     """
 
     name: str
@@ -50,6 +52,8 @@ class ScoreMap:
     certain: Mapping[str, Tensor] = field(default_factory=dict)
     exact: bool = False
     top_k: int | None = None
+    level: float = 0.95
+    derived: bool = False
 
 
 @singledispatch
@@ -99,6 +103,7 @@ def _(result: ScoreCertainty) -> list[ScoreMap]:
             result.values,
             certain=certain,
             top_k=result.top_k,
+            level=result.level,
         )
     ]
 
@@ -109,7 +114,7 @@ def _(result: PerTextHeads) -> list[ScoreMap]:
     if min(result.n_texts.values()) < FEWEST_TEXTS:
         return [known]
     (certain,) = maps_of(score_certainty(result, top_k=min(20, result.grid.size)))
-    return [replace(certain, sign=known.sign, n_texts=known.n_texts)]
+    return [replace(certain, sign=known.sign, n_texts=known.n_texts, derived=True)]
 
 
 @maps_of.register
@@ -121,7 +126,8 @@ def _(result: HeadEffects) -> list[ScoreMap]:
         draws = bootstrap_means(effects.nan_to_num(), 500)
         ends = draws.quantile(torch.tensor([0.025, 0.975]), 0)
         bounds.append(torch.where(values[-1].isnan(), torch.nan, ends))
-    lower, upper = torch.stack(bounds).unbind(1)
+    enough = min(result.n_texts.values()) >= FEWEST_TEXTS
+    ends_of = dict(zip(("lower", "upper"), torch.stack(bounds).unbind(1), strict=True))
     return [
         ScoreMap(
             f"exact effect ({result.ablation} ablation)",
@@ -130,7 +136,7 @@ def _(result: HeadEffects) -> list[ScoreMap]:
             result.languages,
             torch.stack(values),
             list(result.n_texts.values()),
-            {"lower": lower, "upper": upper},
+            ends_of if enough else {},
             exact=True,
         )
     ]
@@ -172,7 +178,10 @@ class Payload:
             "model": self.model,
             "grid": list(self.grid.shape),
             "maps": [self._map(found) for found in self.maps],
-            "rules": [self._rule(rule) for rule in self.rules],
+            "rules": [
+                self._rule(rule, name)
+                for rule, name in zip(self.rules, _rule_names(self.rules), strict=True)
+            ],
             "samples": [
                 {
                     "language": sample["language"],
@@ -195,8 +204,8 @@ class Payload:
         return about, base64.b64encode(block).decode("ascii")
 
     def _add(self, values: np.ndarray, **more: Any) -> dict[str, Any]:
-        kind = {"float16": "f16", "uint8": "u8", "int8": "i8"}[str(values.dtype)]
-        padding = -self._size % 2  # two-byte numbers lie at even places
+        kind = {"float32": "f32", "float16": "f16", "uint8": "u8", "int8": "i8"}[str(values.dtype)]
+        padding = -self._size % 4  # numbers of four bytes lie at multiples of four
         content = b"\0" * padding + np.ascontiguousarray(values).tobytes()
         place = self._size + padding
         self._blocks.append(content)
@@ -222,16 +231,18 @@ class Payload:
             "texts": list(found.n_texts),
             "exact": found.exact,
             "topK": found.top_k,
-            "values": self._numbers(found.values),
+            "level": round(100 * found.level, 2),
+            # Whole, so that ranks are those of the scores themselves.
+            "values": self._add(found.values.float().numpy()),
             "certain": {
                 name: self._shares(values) if name in _SHARES else self._numbers(values)
                 for name, values in found.certain.items()
             },
         }
 
-    def _rule(self, rule: LanguageHeads) -> dict[str, Any]:
+    def _rule(self, rule: LanguageHeads, name: str) -> dict[str, Any]:
         return {
-            "name": f"{rule.rule}, {rule.method}",
+            "name": name,
             "specific": {code: heads.flat_indices() for code, heads in rule.specific.items()},
             "general": rule.general.flat_indices(),
             "kept": {code: heads.flat_indices() for code, heads in rule.kept.items()},
@@ -277,14 +288,29 @@ def _merged(maps: Sequence[ScoreMap]) -> list[ScoreMap]:
             raise ValueError(
                 f"two results hold different {new.name!r} scores; show them on two pages, or select one"
             )
+        first, second = sorted((old, new), key=lambda m: (not m.certain, m.derived))
         found[new.name] = replace(
-            new,
+            first,
             sign=old.sign or new.sign,
             n_texts=old.n_texts or new.n_texts,
-            certain={**old.certain, **new.certain},
-            top_k=old.top_k or new.top_k,
+            certain={**second.certain, **first.certain},
+            top_k=first.top_k or second.top_k,
+            level=first.level if first.top_k else second.level,
         )
     return list(found.values())
+
+
+def _rule_names(rules: Sequence[LanguageHeads]) -> list[str]:
+    """Rule, options and score; of one name the second is numbered, so that a link finds it."""
+    names: list[str] = []
+    for rule in rules:
+        options = " ".join(f"{key} {value}" for key, value in rule.options.items())
+        name = (
+            f"{rule.rule} ({options}), {rule.method}" if options else f"{rule.rule}, {rule.method}"
+        )
+        number = sum(known.split(" #")[0] == name for known in names)
+        names.append(f"{name} #{number + 1}" if number else name)
+    return names
 
 
 def _common_grid(results: Sequence[Any]) -> HeadGrid:

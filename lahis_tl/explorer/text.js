@@ -11,6 +11,13 @@ function drawText() {
   return drawPattern(sample);
 }
 
+// By most letters, not by the first: a text may begin with a special token in Latin letters.
+function direction(tokens) {
+  const letters = tokens.join('').match(/\p{L}/gu) ?? [];
+  const rightToLeft = letters.filter((letter) => /[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc]/.test(letter));
+  return rightToLeft.length * 2 > letters.length ? 'rtl' : 'ltr';
+}
+
 function tint(share) {
   const end = share < 0 ? ends().low : ends().high;
   return `rgba(${end}, ${(0.75 * Math.min(1, Math.abs(share))).toFixed(3)})`;
@@ -27,17 +34,18 @@ function drawTokens(sample) {
     if (attended) {
       const weight = attended[i] ?? 0;
       span.style.background = `rgba(${ends().high}, ${(0.85 * Math.sqrt(weight)).toFixed(3)})`;
-      span.title = `attention ${short(weight)}`;
+      span.title = `attention ≈ ${weight.toFixed(2)}`;
     } else if (effects) {
       span.style.background = tint(effects[i] / most);
-      span.title = `effect ${short(effects[i])} nats`;
+      span.title = `effect ≈ ${rough(effects[i])} nats`;
     }
     if (i === state.query) span.className = 'query';
     return span;
   });
   element('tokens').replaceChildren(...spans);
+  element('tokens').dir = direction(sample.tokens);
   element('legend').textContent = attended
-    ? `Attention of the outlined token with ${label(state.head)}. Click it again for effects.`
+    ? `Attention of the outlined token with ${label(state.head)}, to within 0.07. Click it again for effects.`
     : `${effects ? `Effect of ${label(state.head)} at each token: violet helps, orange hurts; darkest ${short(most)} nats. ` : ''}`
       + `${sample.pattern ? 'Click a token to see what it attends to.' : ''}`;
 }
@@ -82,7 +90,7 @@ function drawExtremes() {
     return [heading, ...items.map(({ effect, number, i, sample }) => {
       const button = Object.assign(document.createElement('button'), { type: 'button' });
       const token = Object.assign(document.createElement('bdi'), { textContent: shown(wholeToken(sample.tokens, i)).trim() || '␣' });
-      button.append(token, ` ${short(effect)} · ${sample.language}`);
+      button.append(token, ` ${rough(effect)} · ${sample.language}`);
       button.title = sample.tokens.slice(Math.max(0, i - 6), i + 3).join('');
       button.addEventListener('click', () => change({ sample: number, query: undefined }));
       return button;

@@ -1,5 +1,6 @@
 """Where heads look, and how a mask changes it."""
 
+import html
 from collections.abc import Sequence
 from typing import Any
 
@@ -91,7 +92,7 @@ def attention_pattern(
             zmin=0,
             zmax=1,
             colorbar={"title": "attention"},
-            customdata=[[f"{q!r} on {k!r}" for k in tokens] for q in tokens],
+            customdata=[[html.escape(f"{q!r} on {k!r}") for k in tokens] for q in tokens],
             hovertemplate="%{customdata}: %{z:.3f}<extra></extra>",
         )
     )
@@ -105,5 +106,6 @@ def attention_pattern(
 
 
 def _short(token: str) -> str:
-    token = token.replace("\n", "⏎").replace("<", "‹")  # plotly reads tags in labels
-    return token if len(token) <= _LONGEST_TOKEN else token[: _LONGEST_TOKEN - 1] + "…"
+    token = token.replace("\n", "⏎")
+    short = token if len(token) <= _LONGEST_TOKEN else token[: _LONGEST_TOKEN - 1] + "…"
+    return html.escape(short, quote=False)  # plotly reads tags in labels

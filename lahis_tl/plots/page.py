@@ -117,11 +117,12 @@ def _trace_data(trace: Any, number: str) -> pd.DataFrame:
     y = [] if trace.y is None else list(trace.y)
     x = [None] * len(y) if trace.x is None else list(trace.x)
     found = pd.DataFrame({"trace": name, "x": x, "y": y})
-    bars = getattr(trace, "error_y", None)
-    if bars is not None and bars.array is not None:
-        below = bars.array if bars.arrayminus is None else bars.arrayminus
-        found["lower"] = np.asarray(y, dtype=float) - np.asarray(below, dtype=float)
-        found["upper"] = np.asarray(y, dtype=float) + np.asarray(bars.array, dtype=float)
+    for axis, values in (("y", y), ("x", x)):
+        bars = getattr(trace, f"error_{axis}", None)
+        if bars is not None and bars.array is not None:
+            below = bars.array if bars.arrayminus is None else bars.arrayminus
+            found["lower"] = np.asarray(values, dtype=float) - np.asarray(below, dtype=float)
+            found["upper"] = np.asarray(values, dtype=float) + np.asarray(bars.array, dtype=float)
     return found
 
 

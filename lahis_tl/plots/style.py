@@ -32,7 +32,7 @@ def panels(grid: HeadGrid, titles: list[str] | None, columns: int = 1) -> go.Fig
     figure = make_subplots(
         rows,
         columns,
-        subplot_titles=titles,
+        subplot_titles=None if titles is None else [html.escape(title) for title in titles],
         shared_xaxes=True,
         shared_yaxes=True,
         horizontal_spacing=_GAP_X / inner_width if columns > 1 else 0,

@@ -1,6 +1,8 @@
 """Texts coloured by what a head does at each token."""
 
 import html
+import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lahis_tl.heads import HeadLike
@@ -48,9 +50,16 @@ def token_text(effects: TokenEffects, head: HeadLike, language: str | None = Non
         for tokens, row in zip(effects.tokens[code], values[code], strict=True):
             spans = "".join(_span(token, v, most) for token, v in zip(tokens, row, strict=True))
             parts.append(
-                f'<p dir="auto" style="line-height:1.9"><b>{html.escape(code)}</b> {spans}</p>'
+                f'<p dir="{_direction(tokens)}" style="line-height:1.9">'
+                f'<b dir="ltr">{html.escape(code)}</b> {spans}</p>'
             )
     return ColoredText("".join(parts))
+
+
+def _direction(tokens: Sequence[str]) -> str:
+    """By most letters, not by the first: a text may begin with a special token in Latin letters."""
+    kinds = [unicodedata.bidirectional(letter) for letter in "".join(tokens) if letter.isalpha()]
+    return "rtl" if 2 * sum(kind in ("R", "AL") for kind in kinds) > len(kinds) else "ltr"
 
 
 def _span(token: str, value: float, most: float) -> str:
