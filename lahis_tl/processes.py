@@ -14,7 +14,8 @@ from typing import Any, TypeVar
 import torch
 from torch import distributed
 
-T, R = TypeVar("T"), TypeVar("R")
+T = TypeVar("T")
+R = TypeVar("R")
 _joined = False
 _PATIENCE = timedelta(days=7)  # a process without work waits for the others' longest batch
 

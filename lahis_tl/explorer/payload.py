@@ -127,7 +127,9 @@ def _(result: HeadEffects) -> list[ScoreMap]:
         ends = draws.quantile(torch.tensor([0.025, 0.975]), 0)
         bounds.append(torch.where(values[-1].isnan(), torch.nan, ends))
     enough = min(result.n_texts.values()) >= FEWEST_TEXTS
-    ends_of = dict(zip(("lower", "upper"), torch.stack(bounds).unbind(1), strict=True))
+    ends_of: dict[str, Tensor] = dict(
+        zip(("lower", "upper"), torch.stack(bounds).unbind(1), strict=True)
+    )
     return [
         ScoreMap(
             f"exact effect ({result.ablation} ablation)",
