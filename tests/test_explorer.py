@@ -314,6 +314,11 @@ def test_the_head_panel_shows_the_heads_own_numbers(browser: Any, page_file: Pat
         assert upper == pytest.approx(float(certain.upper[1, 2, 1]), rel=1e-2)
         order = certain.values[1].flatten().argsort(descending=True).tolist()
         assert int(cells[3]) == order.index(2 * 5 + 1) + 1
+        page.keyboard.press("ArrowDown")
+        drawn = page.evaluate("document.getElementById('scores').data[0]")
+        assert drawn["y"] == pytest.approx(certain.values[:, 3, 1].tolist(), rel=2e-3)
+        gap = certain.upper[:, 3, 1] - certain.values[:, 3, 1]
+        assert drawn["error_y"]["array"] == pytest.approx(gap.tolist(), rel=2e-2)
         shown = page.evaluate("document.getElementById('map').data[0].z[2][1]")
         assert shown == pytest.approx(float(certain.values[1, 2, 1]), rel=2e-3)
 

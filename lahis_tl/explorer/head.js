@@ -3,9 +3,9 @@
 function setsOf(flat) {
   const rule = currentRule();
   if (!rule) return '';
-  const own = Object.keys(rule.specific).filter((language) => rule.specific[language].includes(flat));
+  const specific = Object.keys(rule.specific).filter((language) => rule.specific[language].includes(flat));
   const parts = [];
-  if (own.length) parts.push(`specific to ${own.join(', ')}`);
+  if (specific.length) parts.push(`specific to ${specific.join(', ')}`);
   if (rule.general.includes(flat)) parts.push('general');
   const kept = Object.values(rule.kept).filter((heads) => heads.includes(flat)).length;
   parts.push(`kept by ${kept} of ${Object.keys(rule.kept).length} languages`);
@@ -30,16 +30,26 @@ function drawHead() {
   return drawScores(rows, map);
 }
 
+// As with the pattern: the axes are drawn anew only if they change.
+let scoresDrawn = '';
 function drawScores(rows, map) {
   const withInterval = rows.some((row) => row.lower !== undefined);
-  const trace = { type: 'scatter', mode: 'markers', x: rows.map((row) => plain(row.language)), y: rows.map((row) => row.value),
+  const y = rows.map((row) => row.value);
+  const above = rows.map((row) => Math.max(0, row.upper - row.value));
+  const below = rows.map((row) => Math.max(0, row.value - row.lower));
+  const wanted = `${state.score} ${state.language} ${dark()}`;
+  if (scoresDrawn === wanted) {
+    const bars = withInterval ? { 'error_y.array': [above], 'error_y.arrayminus': [below] } : {};
+    return Plotly.restyle('scores', { y: [y], ...bars }, [0]);
+  }
+  scoresDrawn = wanted;
+  const trace = { type: 'scatter', mode: 'markers', x: rows.map((row) => plain(row.language)), y,
     marker: { size: rows.map((row) => (row.language === state.language ? 12 : 8)), color: color('accent') },
     hovertemplate: '%{x}: %{y:.3~g}<extra></extra>' };
   if (withInterval) {
-    trace.error_y = { type: 'data', symmetric: false, thickness: 1.5, color: color('quiet'),
-      array: rows.map((row) => Math.max(0, row.upper - row.value)), arrayminus: rows.map((row) => Math.max(0, row.value - row.lower)) };
+    trace.error_y = { type: 'data', symmetric: false, thickness: 1.5, color: color('quiet'), array: above, arrayminus: below };
   }
-  const title = `${plain(map.name)} of ${label(state.head)} by language${withInterval ? `, ${map.level}% intervals` : ''}`;
+  const title = `${plain(map.name)} by language${withInterval ? `, ${map.level}% intervals` : ''}`;
   return Plotly.react('scores', [trace], layout({ height: 230, margin: { t: 34, r: 10, b: 34, l: 62 },
     title: { text: title, font: { size: 13 }, x: 0.01, xanchor: 'left' },
     xaxis: { type: 'category' }, yaxis: { title: { text: plain(map.unit) }, rangemode: 'tozero', zeroline: true } }), CONFIG);
@@ -57,7 +67,8 @@ function drawFacts(rows, map, flat) {
   if (exact) {
     columns.push(['exact effect', (row) => {
       const found = knowledge(exact, row.language, flat);
-      return found.value === undefined || Number.isNaN(found.value) ? '–' : `${short(found.value)} (${short(found.lower)} to ${short(found.upper)})`;
+      const interval = found.lower === undefined ? '' : ` (${short(found.lower)} to ${short(found.upper)})`;
+      return found.value === undefined || Number.isNaN(found.value) ? '–' : `${short(found.value)}${interval}`;
     }]);
   }
   const cell = (tag, text) => Object.assign(document.createElement(tag), { textContent: text });
