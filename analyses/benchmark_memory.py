@@ -1,7 +1,7 @@
 """Memory: the loss of a model with a vocabulary of 256 000, and a long run's level from first to last.
 
-*Loss*: forward and backward of the next-token loss of 1024 positions from hidden states, the unembedding frozen, in blocks
-beside the plain way (all logits, float32 cross entropy). *Soak*: the resident memory of ``head_gradients`` over
+*Loss*: forward and backward of the next-token loss of 1024 positions from hidden states, the unembedding frozen, in
+blocks beside the plain way (all logits, float32 cross entropy). *Soak*: the resident memory of ``head_gradients`` over
 2000 texts, mean of the last quarter over the first.
 
 python -m analyses.benchmark_memory

@@ -226,7 +226,7 @@ def test_heads_that_rest_are_crossed_out():
 def test_a_pattern_shows_its_tokens_as_text():
     tokens = ["<b>", " chat", "·", "a" * 30]
     figure = plots.attention_pattern(tokens, torch.eye(4), "L0H0")
-    assert list(figure.layout.xaxis.ticktext) == ["‹b>", " chat", "·", "a" * 13 + "…"]
+    assert list(figure.layout.xaxis.ticktext) == ["&lt;b&gt;", " chat", "·", "a" * 13 + "…"]
     assert figure.layout.yaxis.autorange == "reversed"
 
 
