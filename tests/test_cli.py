@@ -44,6 +44,7 @@ def test_help_teaches_and_names_the_registries():
         "steer": ["Example", "suppresses", "--of", "general"],
         "plot": ["heatmap, difference, counts, layers, overlap"],
         "demo": ["SmolLM2"],
+        "explore": ["Example", "--model", "--cdn", "no network"],
     }.items():
         result = run(*command.split(), "--help")
         assert result.exit_code == 0
@@ -55,6 +56,26 @@ def test_score_writes_gradients_scores_and_cards(scored):
     assert lt.load(scored / "scores").method == "lahis"
     assert lt.load(scored / "gradients").languages == ["en", "fr"]
     assert (scored / "scores.json").is_file()
+
+
+def test_explore_writes_a_page_of_a_folder(scored, checkpoint, tmp_path):
+    page = tmp_path / "page.html"
+    found = run("explore", scored, "--cdn", "-o", page)
+    assert found.exit_code == 0, found.output
+    assert str(page) in found.output
+    assert '"name":"lahis"' in page.read_text()
+    texts = ("--corpus", scored / "texts", "--max-tokens", "6")
+    model = ("--model", checkpoint("llama"))
+    found = run("explore", scored / "scores.safetensors", *model, *texts, "--cdn", "-o", page)
+    assert found.exit_code == 0, found.output
+    assert page.read_text().count('"language":') == 2, "a sample of each language"
+    for arguments, said in (
+        ((scored, *texts), "give --model too"),
+        ((tmp_path,), "holds no result that can be shown"),
+    ):
+        refused = run("explore", *arguments)
+        assert refused.exit_code == 2
+        assert said in refused.output
 
 
 def test_heads_and_plots(scored):
