@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from lahis_tl.evaluation import TextLosses, perplexity
     from lahis_tl.explorer import explore
     from lahis_tl.export import export_folded, export_ia3
+    from lahis_tl.foreign import import_scores, score_agreement
     from lahis_tl.gate import Competence, competence
     from lahis_tl.generation import Generation, Generations, Steered, generate, steer
     from lahis_tl.gradients import HeadGradients, head_gradients
@@ -100,6 +101,7 @@ _HOME = {
     "per_token": ["TokenEffects", "token_effects"],
     "explorer": ["explore"],
     "live": ["widget"],
+    "foreign": ["import_scores", "score_agreement"],
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
@@ -156,6 +158,7 @@ __all__ = [
     "head_gradients",
     "head_overlap",
     "head_pattern",
+    "import_scores",
     "instruction_tasks",
     "judge_text",
     "judge_texts",
@@ -177,6 +180,7 @@ __all__ = [
     "plots",
     "register_score",
     "score",
+    "score_agreement",
     "score_certainty",
     "score_matched_heads",
     "score_methods",
