@@ -28,7 +28,7 @@ _ANSWERED = """async (key) => {
 }"""
 
 
-def made_up(grid: lt.HeadGrid, languages: int, texts: int, tokens: int = 24) -> list[Any]:
+def made_up(grid: lt.HeadGrid, languages: int, texts: int, tokens: int = 20) -> list[Any]:
     """Gradients, chosen heads, patterns and token effects such as a run would give."""
     generator = torch.Generator().manual_seed(0)
     codes = [f"l{i}" for i in range(languages)]

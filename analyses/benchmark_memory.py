@@ -116,4 +116,6 @@ if __name__ == "__main__":
     )
     parser.add_argument("--texts", type=int, default=2000)
     result = run(**vars(parser.parse_args()))
-    print(f"{result.tables['loss'].round(4).to_string(index=False)}\n\n{result.verdict}")
+    print(
+        f"{result.tables['loss'].to_string(index=False, float_format='{:.3g}'.format)}\n\n{result.verdict}"
+    )
