@@ -83,15 +83,19 @@ def _rows(source: str | Path | Mapping[str, Any]) -> pd.DataFrame:
     if "language" not in table:
         table = table.assign(language=ALL)
     for column in ("layer", "head", "score"):
-        numbers = pd.to_numeric(table[column], errors="coerce")
-        bad = ~np.isfinite(numbers) | ((numbers % 1 != 0) if column != "score" else False)
+        numbers = np.asarray(pd.to_numeric(table[column], errors="coerce"), dtype=float)
+        bad = ~np.isfinite(numbers)
+        if column != "score":
+            bad |= numbers != np.floor(numbers)
         if bad.any():
-            raise ValueError(f"{where}: {column} {table.loc[bad, column].iloc[0]} is no number")
+            raise ValueError(
+                f"{where}: {column} {table[column].to_list()[bad.argmax()]} is no number"
+            )
         table = table.assign(**{column: numbers})
     twice = table.duplicated(["language", "layer", "head"])
     if twice.any():
         row = table[twice].iloc[0]
-        raise ValueError(f"{where}: L{row['layer']}H{row['head']} has two scores")
+        raise ValueError(f"{where}: L{row['layer']:.0f}H{row['head']:.0f} has two scores")
     return table
 
 
