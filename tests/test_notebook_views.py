@@ -8,6 +8,7 @@ import pandas as pd
 import plotly.graph_objects as go
 import pytest
 import torch
+from conftest import needs_browser
 
 import lahis_tl as lt
 from lahis_tl import plots
@@ -80,6 +81,7 @@ def test_numbers_of_a_figure() -> None:
     assert plots.figure_data(go.Figure()).empty
 
 
+@needs_browser  # which kaleido draws with
 @pytest.mark.parametrize("width", ["column", "page"])
 def test_a_picture_for_a_paper_has_its_width_letters_and_numbers(
     tmp_path: Path, width: str
@@ -99,6 +101,7 @@ def test_a_picture_for_a_paper_has_its_width_letters_and_numbers(
     np.testing.assert_allclose(saved["z"], scores()["fr"].flatten(), rtol=1e-5)
 
 
+@needs_browser
 def test_images_of_all_formats(tmp_path: Path) -> None:
     for suffix, start in ((".png", b"\x89PNG"), (".pdf", b"%PDF"), (".svg", b"<svg")):
         path = plots.write(plots.heatmap(scores()), tmp_path / f"map{suffix}", data=False)
