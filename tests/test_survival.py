@@ -1,5 +1,6 @@
 """Long runs survive kills, full memory and company; damaged files never do more than raise our error."""
 
+import multiprocessing
 import os
 import pickle
 import random
@@ -7,6 +8,7 @@ import signal
 import struct
 import time
 import zipfile
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
@@ -25,24 +27,36 @@ CORPUS = lt.load_corpus("bundled", ["en", "fr"], n=8)
 OPTIONS = {"max_tokens": 24, "batch_tokens": 48, "progress": False}
 
 
+def run_in_parts(model: str, folder: Path, ready: Connection) -> None:
+    """A run in a process of its own, which says how long a whole one takes before it begins."""
+    torch.set_num_threads(1)
+    speaker = lt.load_model(model)
+    start = time.perf_counter()
+    lt.head_gradients(speaker, CORPUS, **OPTIONS)
+    ready.send(time.perf_counter() - start)
+    lt.head_gradients(speaker, CORPUS, checkpoint=folder, **OPTIONS)
+
+
 def test_killed_at_any_moment_a_run_goes_on_to_the_same_result(
     speaker: nn.Module, tmp_path: Path
 ) -> None:
-    start = time.perf_counter()
     whole = lt.head_gradients(speaker, CORPUS, **OPTIONS)
-    takes = time.perf_counter() - start
+    # Not forked from this process, whose threads (of torch, of browsers) would leave locked locks behind.
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload(["transformer_lens", "transformers.models.llama", "lahis_tl.gradients"])
     moments = random.Random(0)
     begun, killed = 0, 0
     for _ in range(20):
-        child = os.fork()
-        if child == 0:  # as a process that is killed: nothing is cleaned up
-            try:
-                lt.head_gradients(speaker, CORPUS, checkpoint=tmp_path / "parts", **OPTIONS)
-            finally:
-                os._exit(0)
-        time.sleep(moments.uniform(0, takes))
-        os.kill(child, signal.SIGKILL)
-        killed += os.WIFSIGNALED(os.waitpid(child, 0)[1])
+        ready, tell = processes.Pipe(duplex=False)
+        arguments = (lt.card_of(speaker)["name"], tmp_path / "parts", tell)
+        child = processes.Process(target=run_in_parts, args=arguments)
+        child.start()
+        assert ready.poll(60), "the run begins"
+        time.sleep(moments.uniform(0, ready.recv()))
+        child.kill()
+        child.join(60)
+        assert child.exitcode in (0, -signal.SIGKILL)
+        killed += child.exitcode != 0
         begun = max(begun, len(list((tmp_path / "parts").glob("part-*.safetensors"))))
     assert begun > 0, "some parts were finished between the kills"
     assert killed > 0, "some runs were killed before they had ended"
