@@ -43,7 +43,9 @@ def test_killed_at_any_moment_a_run_goes_on_to_the_same_result(
     whole = lt.head_gradients(speaker, CORPUS, **OPTIONS)
     # Not forked from this process, whose threads (of torch, of browsers) would leave locked locks behind.
     processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["transformer_lens", "transformers.models.llama", "lahis_tl.gradients"])
+    processes.set_forkserver_preload(
+        ["transformer_lens", "transformers.models.llama", "lahis_tl.gradients"]
+    )
     moments = random.Random(0)
     begun, killed = 0, 0
     for _ in range(20):
