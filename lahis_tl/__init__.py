@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from lahis_tl.losses import text_nll, token_nll
     from lahis_tl.masks import HeadMask, masked
     from lahis_tl.means import mean_head_outputs
+    from lahis_tl.memory import MemoryEstimate, memory_estimate, recomputed
     from lahis_tl.models import load_model
     from lahis_tl.overlaps import HeadOverlap, head_overlap
     from lahis_tl.pairs import target_losses
@@ -102,6 +103,7 @@ _HOME = {
     "explorer": ["explore"],
     "live": ["widget"],
     "foreign": ["import_scores", "score_agreement"],
+    "memory": ["MemoryEstimate", "memory_estimate", "recomputed"],
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
@@ -128,6 +130,7 @@ __all__ = [
     "LahisError",
     "LanguageHeads",
     "LanguageIdentifier",
+    "MemoryEstimate",
     "ModelError",
     "Question",
     "ScoreCertainty",
@@ -174,10 +177,12 @@ __all__ = [
     "masked",
     "matched_random_heads",
     "mean_head_outputs",
+    "memory_estimate",
     "next_tokens",
     "pass_rates",
     "perplexity",
     "plots",
+    "recomputed",
     "register_score",
     "score",
     "score_agreement",

@@ -27,19 +27,8 @@ class _ChunkedNLL(torch.autograd.Function):
         nll = torch.empty(len(hidden), dtype=wide, device=hidden.device)
         grad = torch.empty_like(hidden) if needs_grad else None
         for rows in _row_blocks(len(hidden), len(unembedding.weight)):
-            logits = unembedding(hidden[rows])
-            slope = _softcap_slope(logits, unembedding) if needs_grad else None
-            target = targets[rows, None].to(logits.device)
-            log_p = logits.log_softmax(-1)
-            nll[rows] = -log_p.gather(1, target)[:, 0].to(nll.device)
-            if grad is not None:
-                d_logits = log_p.exp_()
-                d_logits.scatter_add_(1, target, torch.full_like(target, -1, dtype=wide))
-                if slope is not None:
-                    d_logits *= slope
-                if unembedding.scale != 1.0:
-                    d_logits *= unembedding.scale
-                grad[rows] = d_logits.to(hidden.dtype) @ unembedding.weight
+            into = None if grad is None else grad[rows]
+            nll[rows] = _block_nll(hidden[rows], targets[rows], unembedding, into)
         if grad is not None:
             ctx.save_for_backward(grad)
         return nll
@@ -51,13 +40,39 @@ class _ChunkedNLL(torch.autograd.Function):
         return grad * grads[0][:, None].to(grad.dtype), None, None
 
 
+def _block_nll(
+    hidden: Tensor, targets: Tensor, unembedding: Unembedding, gradient: Tensor | None
+) -> Tensor:
+    """NLL of one block's rows, and into ``gradient`` its slope; a function, so that no block outlives its turn."""
+    logits = unembedding(hidden)
+    slope = None if gradient is None else _softcap_slope(logits, unembedding)
+    target = targets[:, None].to(logits.device)
+    log_p = logits.log_softmax(-1)
+    del logits
+    nll = -log_p.gather(1, target)[:, 0]
+    if gradient is not None:
+        d_logits = log_p.exp_()
+        d_logits.scatter_add_(1, target, torch.full_like(target, -1, dtype=d_logits.dtype))
+        if slope is not None:
+            d_logits *= slope
+        if unembedding.scale != 1.0:
+            d_logits *= unembedding.scale
+        gradient.copy_(d_logits.to(hidden.dtype) @ unembedding.weight)
+    return nll.to(hidden.device)
+
+
 def _softcap_slope(logits: Tensor, unembedding: Unembedding) -> Tensor | None:
     cap = unembedding.softcap
     return None if cap is None else 1 - (logits / cap) ** 2
 
 
+def rows_at_once(vocab: int) -> int:
+    """How many positions' logits exist at a time."""
+    return max(1, _BLOCK // vocab)
+
+
 def _row_blocks(n_rows: int, width: int) -> list[slice]:
-    step = max(1, _BLOCK // width)
+    step = rows_at_once(width)
     return [slice(start, start + step) for start in range(0, n_rows, step)]
 
 

@@ -33,7 +33,7 @@ def build_bridge(hf: nn.Module, name: str) -> nn.Module:
     transformers_logger.setLevel(level)  # the import silences it for the whole process
     config: Any = hf.config
     try:
-        return build_bridge_from_module(
+        bridge = build_bridge_from_module(
             hf, architecture_of(config), hf_config=config, tokenizer=None, model_name=name
         )
     except Exception as error:  # adapters fail in many ways on a variant they do not know
@@ -41,3 +41,12 @@ def build_bridge(hf: nn.Module, name: str) -> nn.Module:
         raise ModelError(
             f"TransformerBridge cannot wrap {architecture_of(config)}: {reason}"
         ) from error
+    for module in bridge.modules():
+        if "_pattern" in vars(module):
+            module.register_forward_hook(_forget_pattern)
+    return bridge
+
+
+def _forget_pattern(module: Any, *_: Any) -> None:
+    """Fused attention keeps its last pattern, with its graph, for nobody: a layer's worth of memory each."""
+    module._pattern = None
