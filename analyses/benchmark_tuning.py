@@ -41,7 +41,7 @@ def tuning_steps(
     """An epoch of ``tune_mask`` by its own inner step."""
     values = nn.Parameter(torch.ones(len(heads)))
     optimizer = torch.optim.AdamW([values], lr=1e-2, weight_decay=0.0)
-    run = _Run(model, heads, [])
+    run = _Run(model, heads, [], learning_rate=1e-2, weight_decay=0.0)
     with frozen(model):
         for batch in batches:
             run.backward(values, batch, len(batch))

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,8 +22,9 @@ from lahis_tl.errors import ArtifactError
 from lahis_tl.heads import HeadLike, HeadSet
 from lahis_tl.masks import HeadMask, masked
 from lahis_tl.processes import shared_out, shows
-from lahis_tl.prompts import Masks, decoding_groups, mask_card, mask_rows, prompt_ids
+from lahis_tl.prompts import Masks, decoding_groups, mask_card, mask_hash, mask_rows, prompt_ids
 from lahis_tl.records import load_records, save_records
+from lahis_tl.shards import ShardStore
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,7 @@ def generate(
     use_cache: bool = True,
     batch_tokens: int = 4096,
     stream: Callable[[int, str], None] | None = None,
+    checkpoint: str | Path | None = None,
     progress: bool = True,
 ) -> Generations:
     """Let the model go on from prompts.
@@ -137,11 +139,13 @@ def generate(
         stop: cut a text before this string and go on no further.
         batch_tokens: most tokens, prompts and new ones together, in a batch.
         stream: called with a prompt's index and its new piece of text, whole characters, as it comes.
+        checkpoint: a folder to which finished batches go, and from which an interrupted run goes on.
 
     Raises:
         ValueError: no prompt, an empty one, one too long for the context with the new tokens, a setting
             out of its range, or masks that do not fit the prompts or the model.
         ModelError: the model has no tokenizer.
+        ArtifactError: ``checkpoint`` belongs to a run with other settings, or another run is writing to it.
     """
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     _check_settings(max_new_tokens, temperature, top_p, stop)
@@ -161,27 +165,6 @@ def generate(
         for index in range(len(prompts))
     ]
 
-    def work(number: int, group: list[int]) -> list[tuple[int, Generation]]:
-        chosen = mask_rows(model, mask, len(prompts), group)
-        with nullcontext() if chosen is None else masked(model, chosen):
-            decoder = Decoder(model, [encoded[i] for i in group], use_cache)
-            logits = decoder.start()
-            for step in range(max_new_tokens):
-                uniforms = torch.stack([torch.rand((), generator=generators[i]) for i in group])
-                tokens = choose_tokens(logits, temperature, top_p, uniforms)
-                for i, token in zip(group, tokens.tolist(), strict=True):
-                    writers[i].take(token)
-                if all(writers[i].done for i in group) or step == max_new_tokens - 1:
-                    break
-                logits = decoder.step(tokens)
-        return [(i, writers[i].generation(prompts[i], len(encoded[i]))) for i in group]
-
-    rows: dict[int, Generation] = {}
-    groups = decoding_groups(encoded, max_new_tokens, batch_tokens)
-    with tqdm(total=len(prompts), unit="prompt", disable=not shows(progress)) as bar:
-        for index, row in shared_out(groups, work):
-            rows[index] = row
-            bar.update()
     settings = {
         "mask": mask_card(mask),
         "max_new_tokens": max_new_tokens,
@@ -190,8 +173,43 @@ def generate(
         "seed": seed,
         "stop": stop,
     }
+    card = {"model": card_of(model), "settings": settings}
+    known = {**card, "batch_tokens": batch_tokens, "mask_sha256": mask_hash(mask)}
+    store = ShardStore(checkpoint, known, encoded)
+
+    def steps_of(group: list[int]) -> Iterator[Int[Tensor, " batch"]]:
+        """The token of every prompt, step by step, until all their writers are done."""
+        chosen = mask_rows(model, mask, len(prompts), group)
+        with nullcontext() if chosen is None else masked(model, chosen):
+            decoder = Decoder(model, [encoded[i] for i in group], use_cache)
+            logits = decoder.start()
+            while True:
+                uniforms = torch.stack([torch.rand((), generator=generators[i]) for i in group])
+                tokens = choose_tokens(logits, temperature, top_p, uniforms)
+                yield tokens.cpu()
+                if all(writers[i].done for i in group):
+                    return
+                logits = decoder.step(tokens)
+
+    def work(number: int, group: list[int]) -> list[tuple[int, Generation]]:
+        part = store.read(number)
+        taken = []
+        for tokens in steps_of(group) if part is None else part["tokens"]:
+            taken.append(tokens)
+            for i, token in zip(group, tokens.tolist(), strict=True):
+                writers[i].take(token)
+        if part is None:
+            store.write(number, {"tokens": torch.stack(taken)})
+        return [(i, writers[i].generation(prompts[i], len(encoded[i]))) for i in group]
+
+    rows: dict[int, Generation] = {}
+    groups = decoding_groups(encoded, max_new_tokens, batch_tokens)
+    with store, tqdm(total=len(prompts), unit="prompt", disable=not shows(progress)) as bar:
+        for index, row in shared_out(groups, work):
+            rows[index] = row
+            bar.update()
     ordered = tuple(rows[i] for i in range(len(prompts)))
-    return Generations(ordered, {"model": card_of(model), "settings": settings})
+    return Generations(ordered, card)
 
 
 @dataclass(frozen=True, eq=False)
@@ -262,8 +280,10 @@ def steer(
         )
     masks = [HeadMask.scaling(each, f) for each, f in zip(sets, factors, strict=True)]
     # The same prompt meets the same random numbers in both runs, so that only the mask differs.
-    plain = generate(model, prompts, None, **{**options, "stream": None})
-    return Steered(plain, generate(model, prompts, masks, **options))
+    folder = options.pop("checkpoint", None)
+    parts = [folder and Path(folder) / name for name in ("plain", "steered")]
+    plain = generate(model, prompts, None, **{**options, "stream": None}, checkpoint=parts[0])
+    return Steered(plain, generate(model, prompts, masks, **options, checkpoint=parts[1]))
 
 
 def choose_tokens(

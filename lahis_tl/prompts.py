@@ -1,5 +1,6 @@
 """Prompts as token ids, in batches, with a head mask for each."""
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -109,3 +110,17 @@ def mask_card(mask: Masks) -> Any:
         return [mask_card(HeadMask(row)) for row in mask.factors.detach()]
     factors = {head.label: float(mask.factors[head]) for head in mask.heads()}
     return factors if mask.fill is None else {**factors, "fill": True}
+
+
+def mask_hash(mask: Masks) -> str:
+    """Tells masks apart to the last bit, fill included."""
+    digest = hashlib.sha256()
+    for each in [mask] if mask is None or isinstance(mask, (HeadMask, Tensor)) else mask:
+        whole = HeadMask(each) if isinstance(each, Tensor) else each
+        for tensor in () if whole is None else (whole.factors, whole.fill):
+            content = (
+                b"" if tensor is None else tensor.detach().cpu().contiguous().numpy().tobytes()
+            )
+            digest.update(len(content).to_bytes(8, "big") + content)
+        digest.update(b"/")
+    return digest.hexdigest()

@@ -5,6 +5,7 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pandas as pd
@@ -19,7 +20,10 @@ from lahis_tl.cards import card_of
 from lahis_tl.heads import HeadGrid, HeadSet
 from lahis_tl.masks import HeadMask, masked
 from lahis_tl.pairs import EncodedPair, Pair, encode_pairs, pair_nll, target_losses
-from lahis_tl.processes import exchange, share_of, shows
+from lahis_tl.processes import exchange, is_main, share_of, shows
+from lahis_tl.shards import ShardStore
+
+_MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW knows of a parameter
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,6 +103,7 @@ def tune_mask(
     weight_decay: float = 0.0,
     patience: int | None = None,
     seed: int = 0,
+    checkpoint: str | Path | None = None,
     progress: bool = True,
 ) -> TunedMask:
     """Train one factor for each chosen head, by AdamW, so that targets become more probable after their prompts.
@@ -119,8 +124,10 @@ def tune_mask(
         weight_decay: decoupled, towards 1: a decay of 0.01 takes away 1 % × learning rate of the distance from 1.
         patience: stop after so many epochs without a better validation loss; None never does.
         seed: of the order of pairs.
+        checkpoint: a folder to which every epoch's state goes, and from which an interrupted run goes on.
 
     Raises:
+        ArtifactError: ``checkpoint`` belongs to a run with other settings, or another run is writing to it.
         ValueError: no head, a setting out of its range, a pair that cannot be encoded, or a loss that is not finite
             before the first step.
     """
@@ -131,35 +138,6 @@ def tune_mask(
         raise ValueError(f"the heads are of {heads.grid}, but the model has {grid_of(model)}")
     train = encode_pairs(model, pairs)
     held_out = encode_pairs(model, validation) if validation else []
-    values = nn.Parameter(torch.ones(len(heads), device=device_of(model)))
-    optimizer = torch.optim.AdamW([values], lr=learning_rate, weight_decay=0.0)
-    order = random.Random(seed)
-    run = _Run(model, heads, held_out, pull=learning_rate * weight_decay)
-    first, *_ = exchange(lambda: _mean(target_losses(model, train, progress=False)))
-    run.note(0, values, first)
-    if not math.isfinite(run.rows[0]["train_nll"]):
-        raise ValueError(
-            "the loss is not finite before training; load the model in float32 or bfloat16"
-        )
-    stopped = "epochs"
-    steps = math.ceil(len(train) / batch_size)
-    with (
-        tqdm(total=epochs * steps, unit="batch", disable=not shows(progress)) as bar,
-        frozen(model),
-        torch.enable_grad(),
-    ):
-        for epoch in range(1, epochs + 1):
-            shuffled = order.sample(train, len(train))
-            loss = run.epoch(values, optimizer, shuffled, batch_size, accumulation, bar)
-            if loss is not None:
-                run.note(epoch, values, loss)
-            if loss is None or run.failed:
-                stopped = "nan"
-                break
-            bar.set_postfix(train=f"{run.rows[-1]['train_nll']:.3f}")
-            if patience is not None and epoch - run.best_epoch >= patience:
-                stopped = "patience"
-                break
     settings = {
         "epochs": epochs,
         "learning_rate": learning_rate,
@@ -170,11 +148,46 @@ def tune_mask(
         "seed": seed,
         "pairs": len(train),
         "validation": len(held_out),
-        "kept_epoch": run.best_epoch,
         "pairs_sha256": _hash(train),
         "validation_sha256": _hash(held_out),
     }
     card = {"model": card_of(model), "settings": settings}
+    store = ShardStore(checkpoint, {**card, "heads": heads.labels}, None)
+    run = _Run(model, heads, held_out, learning_rate, weight_decay)
+    order = random.Random(seed)
+    steps = math.ceil(len(train) / batch_size)
+    with (
+        store,
+        tqdm(total=epochs * steps, unit="batch", disable=not shows(progress)) as bar,
+        frozen(model),
+        torch.enable_grad(),
+    ):
+        if not run.resume(store, 0):
+            first, *_ = exchange(lambda: _mean(target_losses(model, train, progress=False)))
+            if not math.isfinite(first):
+                raise ValueError(
+                    "the loss is not finite before training; load the model in float32 or bfloat16"
+                )
+            run.note(0, first)
+            run.keep(store, 0)
+        stopped = "epochs"
+        for epoch in range(1, epochs + 1):
+            shuffled = order.sample(train, len(train))
+            if run.resume(store, epoch):
+                bar.update(steps)
+            else:
+                loss = run.epoch(shuffled, batch_size, accumulation, bar)
+                if loss is not None:
+                    run.note(epoch, loss)
+                if loss is None or run.failed:
+                    stopped = "nan"
+                    break
+                run.keep(store, epoch)
+            bar.set_postfix(train=f"{run.rows[-1]['train_nll']:.3f}")
+            if patience is not None and epoch - run.best_epoch >= patience:
+                stopped = "patience"
+                break
+    settings["kept_epoch"] = run.best_epoch
     factors = scattered(heads, run.best).detach().cpu()
     return TunedMask(factors, heads, pd.DataFrame(run.rows), stopped, card)
 
@@ -191,35 +204,66 @@ def scattered(heads: HeadSet, values: Float[Tensor, " head"]) -> Float[Tensor, "
 
 
 class _Run:
-    """What a training run knows: its data, its history, the best factors so far."""
+    """A training run: its factors and their optimizer, its data, its history, the best factors so far."""
 
     def __init__(
         self,
         model: LensModel,
         heads: HeadSet,
         held_out: Sequence[EncodedPair],
-        pull: float = 0.0,
+        learning_rate: float,
+        weight_decay: float,
     ) -> None:
-        self.model, self.heads, self.held_out, self.pull = model, heads, held_out, pull
+        self.model, self.heads, self.held_out = model, heads, held_out
+        self.pull = learning_rate * weight_decay
         self.layers = sorted({head.layer for head in heads})
+        self.values = nn.Parameter(torch.ones(len(heads), device=device_of(model)))
+        self.optimizer = torch.optim.AdamW([self.values], lr=learning_rate, weight_decay=0.0)
         self.rows: list[dict[str, Any]] = []
         self.best, self.best_epoch, self.best_loss = torch.ones(len(heads)), 0, math.inf
         self.failed = False  # the validation loss is not finite
 
+    def keep(self, store: ShardStore, epoch: int) -> None:
+        """Put down all that the next epoch depends on."""
+        moments = self.optimizer.state[self.values]
+        history = [[row["train_nll"], row["valid_nll"]] for row in self.rows]
+        state = {
+            "values": self.values,
+            "best": self.best,
+            "best_at": torch.tensor([float(self.best_epoch), self.best_loss], dtype=torch.float64),
+            "history": torch.tensor(history, dtype=torch.float64),
+            **{name: moments[name] for name in _MOMENTS if name in moments},
+        }
+        if is_main():  # all have the same
+            store.write(epoch, state)
+
+    def resume(self, store: ShardStore, epoch: int) -> bool:
+        """Take up the state after an epoch, if it was put down; the main process's in all."""
+        state, *_ = exchange(lambda: store.read(epoch))
+        if state is None:
+            return False
+        with torch.no_grad():
+            self.values.copy_(state["values"])
+        self.best = state["best"].to(self.values.device)
+        self.best_epoch, self.best_loss = int(state["best_at"][0]), float(state["best_at"][1])
+        self.rows = [
+            {"epoch": number, "train_nll": train, "valid_nll": valid}
+            for number, (train, valid) in enumerate(state["history"].tolist())
+        ]
+        moments = {name: state[name] for name in _MOMENTS if name in state}
+        if moments:
+            known = self.optimizer.state_dict()
+            self.optimizer.load_state_dict({**known, "state": {0: moments}})
+        return True
+
     def epoch(
-        self,
-        values: nn.Parameter,
-        optimizer: torch.optim.Optimizer,
-        pairs: Sequence[EncodedPair],
-        batch_size: int,
-        accumulation: int,
-        bar: tqdm,
+        self, pairs: Sequence[EncodedPair], batch_size: int, accumulation: int, bar: tqdm
     ) -> float | None:
         """Once through the pairs; their mean loss, or None where a loss or gradient is not finite.
 
         The step of such a gradient is not taken.
         """
-        total = 0.0
+        total, values = 0.0, self.values
         for start in range(0, len(pairs), batch_size * accumulation):
             group = pairs[start : start + batch_size * accumulation]
 
@@ -236,8 +280,8 @@ class _Run:
             values.grad = torch.stack(gradients).sum(0).to(values.device)
             if not (math.isfinite(total) and torch.isfinite(values.grad).all()):
                 return None
-            optimizer.step()
-            optimizer.zero_grad()
+            self.optimizer.step()
+            self.optimizer.zero_grad()
             with torch.no_grad():
                 values.lerp_(torch.ones_like(values), self.pull)
         return total / len(pairs)
@@ -249,11 +293,11 @@ class _Run:
             (nll.sum() / pairs).backward()
         return float(nll.detach().sum())
 
-    def note(self, epoch: int, values: Tensor, train_nll: float) -> None:
+    def note(self, epoch: int, train_nll: float) -> None:
         """Write an epoch down; keep its factors if they are the best on validation, or the last without one."""
-        valid = float("nan")
+        valid, values = float("nan"), self.values.detach()
         if self.held_out:
-            mask = HeadMask(scattered(self.heads, values.detach()).cpu())
+            mask = HeadMask(scattered(self.heads, values).cpu())
             # The main process decides for all which epoch is best and when to stop.
             valid, *_ = exchange(
                 lambda: _mean(target_losses(self.model, self.held_out, mask, progress=False))
@@ -261,7 +305,7 @@ class _Run:
             self.failed = not math.isfinite(valid)
         self.rows.append({"epoch": epoch, "train_nll": train_nll, "valid_nll": valid})
         if not self.held_out or valid < self.best_loss:
-            self.best, self.best_epoch, self.best_loss = values.detach().clone(), epoch, valid
+            self.best, self.best_epoch, self.best_loss = values.clone(), epoch, valid
 
 
 def _gradient(values: nn.Parameter) -> Tensor:

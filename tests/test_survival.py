@@ -8,8 +8,10 @@ import signal
 import struct
 import time
 import zipfile
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +20,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 import lahis_tl as lt
+from lahis_tl import generation as generation_module
 from lahis_tl import gradients as gradients_module
+from lahis_tl import tuning as tuning_module
 from lahis_tl.errors import ArtifactError, ModelError
 from lahis_tl.records import load_records, save_records
 from lahis_tl.shards import ShardStore
@@ -216,3 +220,84 @@ def test_strange_texts_are_scored(speaker: nn.Module, place: int) -> None:
     found = lt.head_gradients(speaker, corpus, max_tokens=32, progress=False)
     assert torch.isfinite(found["en"]).all()
     assert len(lt.token_effects(speaker, corpus, max_tokens=16).tokens["en"][0]) <= 16
+
+
+def stopped_after(n: int, real: Callable[..., Any]) -> Callable[..., Any]:
+    """``real``, interrupted when it is called once more than ``n`` times."""
+    calls = [0]
+
+    def limited(*args: Any, **options: Any) -> Any:
+        calls[0] += 1
+        if calls[0] > n:
+            raise KeyboardInterrupt
+        return real(*args, **options)
+
+    return limited
+
+
+PAIRS = [("The capital of France is", " Paris"), ("A cat is", " an animal"), ("Two and two", " is")]
+
+
+@pytest.mark.parametrize("epochs_done", [0, 1, 3])
+def test_interrupted_tuning_goes_on_to_the_same_mask(
+    speaker: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epochs_done: int
+) -> None:
+    heads = lt.HeadSet(lt.grid_of(speaker), ["L0H1", "L2H3"])
+    options = {"epochs": 4, "batch_size": 1, "weight_decay": 0.1, "progress": False}
+    options |= {"validation": PAIRS[:1], "learning_rate": 0.05, "seed": 3}
+    whole = lt.tune_mask(speaker, PAIRS, heads, **options)
+    with monkeypatch.context() as patch:
+        limited = stopped_after(3 * epochs_done + 1, tuning_module._Run.backward)
+        patch.setattr(tuning_module._Run, "backward", limited)
+        with pytest.raises(KeyboardInterrupt):
+            lt.tune_mask(speaker, PAIRS, heads, checkpoint=tmp_path / "parts", **options)
+    assert len(list((tmp_path / "parts").glob("part-*"))) == epochs_done + 1
+    again = lt.tune_mask(speaker, PAIRS, heads, checkpoint=tmp_path / "parts", **options)
+    assert torch.equal(again.factors, whole.factors)
+    assert again.history.equals(whole.history)
+    assert again.card["settings"] == whole.card["settings"]
+    with pytest.raises(ArtifactError, match=r"learning_rate was 0\.05, now 0\.1"):
+        lt.tune_mask(
+            speaker,
+            PAIRS,
+            heads,
+            checkpoint=tmp_path / "parts",
+            **{**options, "learning_rate": 0.1},
+        )
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_interrupted_generation_goes_on_to_the_same_texts(
+    speaker: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, temperature: float
+) -> None:
+    prompts = ["The cat", "La maison", "The dog and the cat", "The cat"]
+    mask = lt.HeadMask.scaling(["L0H1"], 0.5, grid=lt.grid_of(speaker))
+    options = {"max_new_tokens": 6, "temperature": temperature, "batch_tokens": 24}
+    whole = lt.generate(speaker, prompts, mask, **options, progress=False)
+    options |= {"checkpoint": tmp_path / "parts", "progress": False}
+    with monkeypatch.context() as patch:
+        patch.setattr(generation_module, "Decoder", stopped_after(1, generation_module.Decoder))
+        with pytest.raises(KeyboardInterrupt):
+            lt.generate(speaker, prompts, mask, **options)
+    begun = list((tmp_path / "parts").glob("part-*"))
+    assert len(begun) == 1
+    pieces: list[tuple[int, str]] = []
+    again = lt.generate(
+        speaker, prompts, mask, stream=lambda i, piece: pieces.append((i, piece)), **options
+    )
+    assert again.rows == whole.rows
+    for i, row in enumerate(whole):
+        assert "".join(piece for j, piece in pieces if j == i) == row.text
+    other = lt.HeadMask.scaling(["L0H1"], 0.25, grid=lt.grid_of(speaker))
+    with pytest.raises(ArtifactError, match=r"mask\.L0H1 was 0\.5, now 0\.25"):
+        lt.generate(speaker, prompts, other, **options)
+
+
+def test_steering_keeps_both_its_runs(speaker: nn.Module, tmp_path: Path) -> None:
+    found = lt.steer(
+        speaker, "The cat", ["L0H1"], checkpoint=tmp_path, max_new_tokens=4, progress=False
+    )
+    assert {path.parent.name for path in tmp_path.rglob("part-*")} == {"plain", "steered"}
+    assert (
+        found.plain.texts == lt.generate(speaker, "The cat", max_new_tokens=4, progress=False).texts
+    )

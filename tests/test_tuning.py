@@ -61,7 +61,7 @@ def test_the_gradient_is_that_of_the_mean_loss_and_a_step_is_adamws(
     pairs = encode_pairs(llama, PAIRS)
     tuned = tune_mask(llama, PAIRS, heads, epochs=1, batch_size=3, **OPTIONS)
     values = nn.Parameter(torch.ones(len(heads)))
-    run = tuning._Run(llama, heads, [])
+    run = tuning._Run(llama, heads, [], 0.05, 0.0)
     for first in (0, 2):  # two passes of unequal size make one mean
         run.backward(values, pairs[first : first + 2], len(pairs))
     for i, head in enumerate(heads):
