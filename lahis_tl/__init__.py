@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from lahis_tl.patterns import AttentionPatterns, attention_patterns, head_pattern
     from lahis_tl.per_token import TokenEffects, token_effects
     from lahis_tl.questions import Question, load_questions, split_by_paragraph
+    from lahis_tl.reruns import Rerun, rerun
     from lahis_tl.scores import HeadScores, register_score, score, score_methods
     from lahis_tl.selection import LanguageHeads, language_heads
     from lahis_tl.sequential import UntilSure, score_until
@@ -104,6 +105,7 @@ _HOME = {
     "live": ["widget"],
     "foreign": ["import_scores", "score_agreement"],
     "memory": ["MemoryEstimate", "memory_estimate", "recomputed"],
+    "reruns": ["Rerun", "rerun"],
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
@@ -133,6 +135,7 @@ __all__ = [
     "MemoryEstimate",
     "ModelError",
     "Question",
+    "Rerun",
     "ScoreCertainty",
     "Selectivity",
     "SpecificityTest",
@@ -184,6 +187,7 @@ __all__ = [
     "plots",
     "recomputed",
     "register_score",
+    "rerun",
     "score",
     "score_agreement",
     "score_certainty",

@@ -11,6 +11,7 @@ from torch import nn
 
 from lahis_tl.access import (
     LensModel,
+    device_of,
     dtype_of,
     grid_of,
     is_bridge,
@@ -33,7 +34,8 @@ def card_of(model: LensModel) -> dict[str, Any]:
     """
     record = record_of(model)
     if record and record.card:
-        return {**record.card, "weights_sha256": weights_fingerprint(model)}
+        now = {"weights_sha256": weights_fingerprint(model), "machine": machine(model)}
+        return {**record.card, **now}
     return {
         "name": model_name(model),
         **describe(model, getattr(model, "tokenizer", None)),
@@ -53,6 +55,7 @@ def describe(model: LensModel, tokenizer: Any) -> dict[str, Any]:
         "weights_sha256": weights_fingerprint(model),
         "tokenizer_sha256": tokenizer_hash(tokenizer),
         "versions": library_versions(),
+        "machine": machine(model),
     }
 
 
@@ -104,6 +107,15 @@ def tokenizer_hash(tokenizer: Any) -> str | None:
 def library_versions() -> dict[str, str]:
     packages = ("lahis-tl", "transformer-lens", "torch", "transformers", "numpy")
     return {"python": platform.python_version(), **{name: version(name) for name in packages}}
+
+
+def machine(model: LensModel) -> dict[str, Any]:
+    """What rounding depends on besides versions."""
+    return {
+        "device": str(device_of(model)),
+        "processor": platform.machine(),
+        "threads": torch.get_num_threads(),
+    }
 
 
 def _weight_processing(model: LensModel) -> str:

@@ -217,6 +217,41 @@ def without_scored(corpus: Corpus, card: Mapping[str, Any]) -> Corpus:
     )
 
 
+def restored(corpus: Corpus, card: Mapping[str, Any]) -> Corpus:
+    """The texts that a corpus's card tells of, taken out of a corpus that holds them.
+
+    Raises:
+        CorpusError: some are not there.
+    """
+    if corpus.sha256 == card["sha256"]:
+        return corpus
+    rows: dict[str, list[int]] = {}
+    for code, run in card["fingerprints"].items():
+        places = {fingerprints([text]): i for i, text in enumerate(corpus[code])}
+        wanted = [run[i : i + _FINGERPRINT] for i in range(0, len(run), _FINGERPRINT)]
+        missing = sum(each not in places for each in wanted)
+        if missing:
+            raise CorpusError(
+                f"{missing} of the {len(wanted)} texts in {code!r} are not in {corpus.source}: give the corpus that "
+                f"the result was made on ({card['source']})"
+            )
+        rows[code] = [places[each] for each in wanted]
+    parallel = card["parallel"] and corpus.ids is not None
+    found = replace(
+        corpus,
+        texts={code: tuple(corpus.texts[code][i] for i in kept) for code, kept in rows.items()},
+        ids=tuple(corpus.ids[i] for i in next(iter(rows.values()))) if parallel else None,  # type: ignore[index]
+        source=card["source"],
+        dropped=card["dropped"],
+        history=tuple(card["history"]),
+    )
+    if found.sha256 != card["sha256"]:
+        raise CorpusError(
+            f"the texts of {corpus.source} are not those of the result ({card['source']}): another order or other ids"
+        )
+    return found
+
+
 def load_corpus(
     source: str | Path | Mapping[str, Sequence[str]] = BUNDLED,
     languages: Sequence[str] | None = None,

@@ -24,6 +24,8 @@ from lahis_tl.access import (
     grid_of,
     unembedding_of,
 )
+from lahis_tl.batches import TokenIds, make_batches, tokenize
+from lahis_tl.corpora import Corpus
 from lahis_tl.losses import chunked_nll, rows_at_once, text_nll
 from lahis_tl.masks import masked
 
@@ -78,50 +80,65 @@ def _gb(size: int) -> str:
 
 
 def memory_estimate(
-    model: LensModel, max_tokens: int = 512, batch_tokens: int = 1024
+    model: LensModel,
+    corpus: Corpus | TokenIds | None = None,
+    *,
+    max_tokens: int | None = 512,
+    batch_tokens: int = 1024,
 ) -> MemoryEstimate:
-    """The peak memory of ``head_gradients`` with these settings, from three short passes.
+    """The peak memory of ``head_gradients`` with these settings, from four short passes.
 
     What a pass over one text holds is a polynomial of second degree in its length (attention patterns grow
     with the square); its coefficients come from texts of 32, 64 and 96 tokens of this very model, in its
-    class and dtype. The loss goes by blocks of bounded size and is reckoned apart. Memory that kernels take
-    inside is not seen; on SmolLM2 and random models estimates were within 20 % of the process's own peak
-    (``analyses.benchmark_memory``).
+    class and dtype. The loss goes by blocks of bounded size and is reckoned apart.
 
-    >>> print(memory_estimate(model, max_tokens=512))                            # doctest: +SKIP
-    about 4.12 GB at the peak: weights 0.54 GB, activations of 2 x 512 tokens 3.31 GB, ...
+    Reckoned are the bytes of tensors, which on a GPU is what its allocator hands out. A process on Linux may hold up to
+    1.8 times as much, in pieces that its allocator cannot use again; with ``MALLOC_MMAP_THRESHOLD_=1048576`` set in its
+    environment it stays within 20 %, at some cost in time.
+
+    >>> print(memory_estimate(model, corpus))                                    # doctest: +SKIP
+    about 2.01 GB at the peak: weights 0.57 GB, activations of 8 x 128 tokens 1.30 GB, ...
 
     Args:
-        max_tokens: tokens of the longest text.
-        batch_tokens: as in ``head_gradients``.
+        corpus: the texts; without them, as many as fit into a batch, all of ``max_tokens``.
+        max_tokens, batch_tokens: as in ``head_gradients``.
 
     Raises:
         ModelError: the model gives no per-head output.
-        ValueError: a length below 2.
+        ValueError: a length below 2, or neither texts nor ``max_tokens`` nor a model with a limit.
     """
-    if max_tokens < 2 or batch_tokens < 2:
+    shapes = _shapes(model, corpus, max_tokens, batch_tokens)
+    limit = context_length(model)
+    probes = [n for n in _PROBES if limit is None or n <= limit] or [limit or 2]
+    _held(model, probes[-1])  # what a model keeps of its first long text (ALiBi tables) is kept now
+    found = torch.tensor([_held(model, n) for n in probes], dtype=torch.float64)
+    powers = [float(p) for p in range(len(probes))]
+    lengths = torch.tensor(probes, dtype=torch.float64)
+    curve = torch.linalg.solve(lengths[:, None] ** torch.tensor(powers), found)
+
+    def estimate(texts: int, length: int) -> MemoryEstimate:
+        at = float(length) ** torch.tensor(powers, dtype=torch.float64)
+        kept, peak = (int(texts * value) for value in at @ curve)
+        loss = _loss(model, texts * (length - 1))
+        return MemoryEstimate(weights, kept, max(0, peak - kept), loss, free, (texts, length))
+
+    weights, free = _weights(model), _available(device_of(model))
+    return max((estimate(*shape) for shape in shapes), key=lambda found: found.needed)
+
+
+def _shapes(
+    model: LensModel, corpus: Corpus | TokenIds | None, max_tokens: int | None, batch_tokens: int
+) -> set[tuple[int, int]]:
+    """Texts and tokens of every batch."""
+    if corpus is not None:
+        batches = make_batches(tokenize(model, corpus, max_tokens), batch_tokens)
+        return {(batch.ids.shape[0], batch.ids.shape[1]) for batch in batches}
+    bounds = [n for n in (max_tokens, context_length(model)) if n is not None]
+    if min(bounds, default=0) < 2 or batch_tokens < 2:
         raise ValueError(
             f"max_tokens={max_tokens}, batch_tokens={batch_tokens}: at least 2 tokens are needed"
         )
-    limit = context_length(model)
-    length = max_tokens if limit is None else min(max_tokens, limit)
-    texts = max(1, batch_tokens // length)
-    probes = [n for n in _PROBES if limit is None or n <= limit] or [limit]
-    _held(
-        model, probes[-1]
-    )  # what the model keeps from its first long text (ALiBi, rotary tables) is kept by now
-    found = torch.tensor([_held(model, n) for n in probes], dtype=torch.float64)
-    powers = torch.tensor([[n**p for p in range(len(probes))] for n in probes], dtype=torch.float64)
-    at = torch.tensor([float(length) ** p for p in range(len(probes))], dtype=torch.float64)
-    kept, peak = (int(texts * value) for value in at @ torch.linalg.solve(powers, found))
-    return MemoryEstimate(
-        weights=_weights(model),
-        activations=kept,
-        working=max(0, peak - kept),
-        loss=_loss(model, texts * (length - 1)),
-        available=_available(device_of(model)),
-        batch=(texts, length),
-    )
+    return {(max(1, batch_tokens // min(bounds)), min(bounds))}
 
 
 def _weights(model: nn.Module) -> int:

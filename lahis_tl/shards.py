@@ -13,7 +13,7 @@ from lahis_tl.errors import ArtifactError
 from lahis_tl.processes import exchange, is_main
 
 # A model is known by its weights, not by the name or path under which it was loaded.
-_INCIDENTAL = ("checks", "versions", "name", "loaded_by", "fingerprints")
+_INCIDENTAL = ("checks", "versions", "machine", "name", "loaded_by", "fingerprints")
 
 
 class ShardStore:

@@ -37,8 +37,14 @@ def scored(checkpoint, tmp_path_factory):
 
 def test_help_teaches_and_names_the_registries():
     for command, words in {
-        "": ["demo", "score", "heads", "plot", "ablate", "steer"],
-        "score": ["lahis, lahis_code, sensitivity, taylor", "Example", "bundled"],
+        "": ["demo", "score", "heads", "plot", "ablate", "rerun", "steer"],
+        "score": [
+            "lahis, lahis_code, sensitivity, taylor",
+            "Example",
+            "bundled",
+            "--fresh",
+            "--recompute",
+        ],
         "heads": ["authors, contrastive, tested", "quantile", "--fdr"],
         "ablate": ["layer, nearest, network", "Example", "general"],
         "steer": ["Example", "suppresses", "--of", "general"],
@@ -366,3 +372,55 @@ def test_tune_and_export_name_bad_input(checkpoint, tmp_path, arguments, message
     assert message in " ".join(
         (found.output + str(found.exception or "")).replace("│", " ").split()
     )
+
+
+def test_fresh_starts_anew_and_resume_goes_on(checkpoint, tmp_path, monkeypatch):
+    from lahis_tl import gradients
+
+    arguments = [
+        "score",
+        checkpoint("llama"),
+        "-l",
+        "en",
+        "-n",
+        3,
+        "--max-tokens",
+        8,
+        "-o",
+        tmp_path,
+    ]
+    arguments += ["--batch-tokens", 8, "--quiet"]
+    real, batches = gradients.batch_gradients, []
+
+    def limited(model, batch):
+        batches.append(batch.keys)
+        if len(batches) == stop_at:
+            raise KeyboardInterrupt
+        return real(model, batch)
+
+    monkeypatch.setattr(gradients, "batch_gradients", limited)
+    stop_at = 3
+    assert run(*arguments).exit_code == 130
+    assert len(list((tmp_path / "parts").glob("part-*"))) == 2
+    batches.clear()
+    stop_at = 2
+    assert run(*arguments, "--resume").exit_code == 0, "one batch was left"
+    assert not (tmp_path / "parts").exists()
+    batches.clear()
+    stop_at = 3
+    assert run(*arguments).exit_code == 130
+    batches.clear()
+    stop_at = 0
+    assert run(*arguments, "--fresh", "--max-tokens", 6).exit_code == 0, "other settings too"
+    assert len(batches) == 3
+
+
+def test_score_says_what_memory_it_takes_and_recomputes(checkpoint, tmp_path):
+    arguments = ["score", checkpoint("llama"), "-l", "en", "-n", 2, "--max-tokens", 8, "--quiet"]
+    plain = run(*arguments, "-o", tmp_path / "a")
+    assert "GB at the peak: weights" in plain.output, plain.output
+    assert "activations of 2 x 8 tokens" in plain.output, plain.output
+    again = run(*arguments, "--recompute", "-o", tmp_path / "b")
+    assert again.exit_code == 0, again.output
+    first, second = (lt.load(tmp_path / name / "gradients") for name in "ab")
+    assert (first["en"] == second["en"]).all()

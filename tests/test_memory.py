@@ -55,6 +55,14 @@ def test_the_estimate_says_its_parts_and_refuses_nothing_to_predict(llama: nn.Mo
     assert "1 x 96 tokens" in said, "the context is the longest text"
     for word in ("weights", "activations", "loss", "free"):
         assert word in said
+    of_texts = lt.memory_estimate(
+        llama, {**texts(3, 20), "fr": texts(2, 30)["en"]}, batch_tokens=64
+    )
+    assert of_texts.batch == (2, 30)
+    uneven = {"en": [[5] * 40] + [[5] * 10] * 30}
+    assert lt.memory_estimate(llama, uneven, batch_tokens=100).batch == (10, 10), (
+        "the dearest batch"
+    )
     with pytest.raises(ValueError, match="max_tokens=1"):
         lt.memory_estimate(llama, max_tokens=1)
 

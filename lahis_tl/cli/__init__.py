@@ -1,4 +1,4 @@
-"""The command line: ``lahis-tl demo | score | heads | explore | plot | ablate | steer | tune | export``."""
+"""The command line: ``lahis-tl demo | score | heads | explore | plot | ablate | rerun | steer | tune | export``."""
 
 import os
 import sys

@@ -93,6 +93,21 @@ Languages = Annotated[
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16, float16 or float64.")]
 Device = Annotated[str | None, typer.Option(help="As in cuda:0; the first GPU, else the CPU.")]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for the results; made if missing.")]
+Fresh = Annotated[
+    bool,
+    typer.Option(
+        "--fresh/--resume",
+        help="Start anew; by default a run goes on with the finished parts of the same one.",
+        show_default=False,
+    ),
+]
+Recompute = Annotated[
+    bool,
+    typer.Option(
+        "--recompute",
+        help="Keep one block's activations at a time and compute them twice: less memory, more time.",
+    ),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
 
 
@@ -111,6 +126,23 @@ def _options(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None: ...
+
+
+def parts_folder(folder: Path, fresh: bool) -> Path:
+    """The folder for finished parts, emptied where a fresh start is asked for."""
+    if fresh:
+        drop_parts(folder)
+    return folder
+
+
+def drop_parts(folder: Path) -> None:
+    """The run is whole in its result now, or to be begun anew."""
+    import shutil
+
+    from lahis_tl.processes import is_main
+
+    if is_main():
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def split_codes(languages: str | None) -> list[str] | None:

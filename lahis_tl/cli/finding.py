@@ -1,6 +1,6 @@
 """Commands that find heads: ``demo``, ``score``, ``heads``."""
 
-import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -10,12 +10,16 @@ from lahis_tl.cli.common import (
     Command,
     Device,
     Dtype,
+    Fresh,
     Languages,
     Method,
     Out,
     Quiet,
+    Recompute,
     app,
+    drop_parts,
     one_of,
+    parts_folder,
     print_heads,
     rule_names,
     scores_of,
@@ -103,13 +107,16 @@ def score(
     batch_tokens: Annotated[
         int, typer.Option(help="Tokens in one pass; lower it if memory runs out.")
     ] = 1024,
+    recompute: Recompute = False,
+    fresh: Fresh = False,
     out: Out = Path("out/run"),
     quiet: Quiet = False,
 ) -> None:
     """Score every head of a model for each language.
 
-    Writes gradients (from which any other score follows at no cost) and scores to the folder. An
-    interrupted run goes on where it stopped when the same command is given again. `accelerate launch --multi_gpu -m
+    Says how much memory it will take, then writes gradients (from which any other score follows at no cost) and
+    scores to the folder. An interrupted run goes on where it stopped when the same command is given again, and
+    `lahis-tl rerun` computes a result anew from its card. `accelerate launch --multi_gpu -m
     lahis_tl score ...` (without GPUs `torchrun --nproc_per_node 4 -m lahis_tl score ...`) shares the texts out over
     several processes, and so do ablate, steer and tune.
 
@@ -117,6 +124,7 @@ def score(
     """
     from lahis_tl.corpora import load_corpus
     from lahis_tl.gradients import head_gradients
+    from lahis_tl.memory import memory_estimate, recomputed
     from lahis_tl.models import load_model
     from lahis_tl.processes import is_main
     from lahis_tl.scores import score as reduce
@@ -141,18 +149,21 @@ def score(
         revision=revision,
         trust_remote_code=trust_remote_code,
     )
-    gradients = head_gradients(
-        loaded,
-        texts,
-        max_tokens=max_tokens,
-        batch_tokens=batch_tokens,
-        checkpoint=out / "parts",
-        progress=not quiet,
-    )
+    with recomputed(loaded) if recompute else nullcontext():
+        if is_main():
+            bounds = {"max_tokens": max_tokens, "batch_tokens": batch_tokens}
+            typer.echo(f"Memory: {memory_estimate(loaded, texts, **bounds)}")
+        gradients = head_gradients(
+            loaded,
+            texts,
+            max_tokens=max_tokens,
+            batch_tokens=batch_tokens,
+            checkpoint=parts_folder(out / "parts", fresh),
+            progress=not quiet,
+        )
     scores = reduce(gradients, method or "lahis")
     typer.echo(f"Gradients: {gradients.save(out / 'gradients')}")
-    if is_main():
-        shutil.rmtree(out / "parts")  # whole in the file now
+    drop_parts(out / "parts")
     typer.echo(f"Scores:    {scores.save(out / 'scores')}")
     for language in scores.languages:
         typer.echo(

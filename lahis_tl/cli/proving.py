@@ -1,4 +1,4 @@
-"""Commands that put heads to the test: ``ablate``."""
+"""Commands that put results to the test: ``ablate``, ``rerun``."""
 
 import json
 from pathlib import Path
@@ -112,3 +112,31 @@ def ablate(
     write_atomically(out / "ablation.json", about.encode())
     typer.echo(f"\nTable:  {(out / 'ablation.csv').resolve()}")
     typer.echo(f"Figure: {plots.write(figure, out / 'ablation.html').resolve()}")
+
+
+@app.command(cls=Command)
+def rerun(
+    card: Annotated[
+        Path,
+        typer.Argument(help="Saved gradients, scores or exact effects, or their card (.json)."),
+    ],
+    corpus: Annotated[
+        str | None,
+        typer.Option(help="Where the texts are now, if they came from a file or folder."),
+    ] = None,
+    device: Device = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Keep the new result in this file.")
+    ] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Compute a saved result again from its card, and say whether the numbers are the same.
+
+    Example: `lahis-tl rerun out/demo/gradients.json`
+    """
+    from lahis_tl.reruns import rerun as run_again
+
+    found = run_again(card, corpus=corpus, device=device, progress=not quiet)
+    typer.echo(str(found))
+    if out is not None:
+        typer.echo(f"Result: {found.result.save(out).resolve()}")

@@ -1,5 +1,6 @@
 """Commands that use heads: ``steer``, ``tune``, ``export``."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,11 +10,15 @@ from lahis_tl.cli.common import (
     Command,
     Device,
     Dtype,
+    Fresh,
     HeadsArgument,
     Quiet,
+    Recompute,
     app,
+    drop_parts,
     heads_file,
     heads_of,
+    parts_folder,
 )
 
 
@@ -39,6 +44,7 @@ def steer(
     seed: Annotated[int, typer.Option(help="Of sampling.")] = 0,
     dtype: Dtype = "float32",
     device: Device = None,
+    fresh: Fresh = False,
     out: Annotated[
         Path | None,
         typer.Option("--out", "-o", help="Folder for both texts as JSON lines; made if missing."),
@@ -47,7 +53,8 @@ def steer(
 ) -> None:
     """Generate text with heads suppressed or enhanced, beside the text without.
 
-    One prompt is written out as it comes; several are shown when all are done.
+    One prompt is written out as it comes; several are shown when all are done. With --out, an interrupted run goes on
+    where it stopped when the same command is given again.
 
     Example: `lahis-tl steer smollm2 out/demo/heads.safetensors "La ville de Paris est" --of fr --factor 0`
     """
@@ -76,16 +83,19 @@ def steer(
     }
     live = len(texts) == 1 and not quiet
     both = []
-    for title, mask in (
-        ("no mask", None),
-        (f"{', '.join(members.labels)} × {factor:g}", HeadMask.scaling(members, factor)),
+    parts = None if out is None else parts_folder(out / "parts", fresh)
+    scaled = f"{', '.join(members.labels)} × {factor:g}"
+    for name, title, mask in (
+        ("plain", "no mask", None),
+        ("steered", scaled, HeadMask.scaling(members, factor)),
     ):
         stream = None
         if live:
             typer.secho(f"\n{title}", bold=True)
             typer.echo(texts[0], nl=False)
             stream = _write_piece
-        both.append(generate(loaded, texts, mask, stream=stream, **options))
+        folder = parts and parts / name
+        both.append(generate(loaded, texts, mask, stream=stream, checkpoint=folder, **options))
     result = Steered(*both)
     if live:
         typer.echo("")
@@ -96,6 +106,7 @@ def steer(
     if out is not None:
         for name, generations in (("plain", result.plain), ("steered", result.steered)):
             generations.save(out / name)
+        drop_parts(out / "parts")
         typer.echo(f"\nTexts: {out.resolve()}")
 
 
@@ -151,12 +162,16 @@ def tune(
     seed: Annotated[int, typer.Option(help="Of the order of pairs and the split.")] = 0,
     dtype: Dtype = "float32",
     device: Device = None,
+    recompute: Recompute = False,
+    fresh: Fresh = False,
     out: Annotated[Path, typer.Option("--out", "-o", help="The file of the mask.")] = Path(
         "out/mask.safetensors"
     ),
     quiet: Quiet = False,
 ) -> None:
     """Train one factor for each chosen head so that targets become more probable; write the mask.
+
+    Interrupted, it goes on after the last finished epoch when the same command is given again.
 
     Example: `lahis-tl tune smollm2 questions.json --heads out/demo/heads.safetensors --of fr -l fr -o out/fr-mask`
     """
@@ -169,6 +184,7 @@ def tune(
     from lahis_tl.access import grid_of
     from lahis_tl.artifacts import check_model
     from lahis_tl.heads import HeadSet
+    from lahis_tl.memory import recomputed
     from lahis_tl.models import load_model
     from lahis_tl.tuning import tune_mask
 
@@ -188,21 +204,25 @@ def tune(
         else heads_of(chosen, str(heads), of or "", grid)
     )
     typer.echo(f"{len(members)} heads, {len(train)} pairs, {len(held_out)} for validation")
-    tuned = tune_mask(
-        loaded,
-        train,
-        members,
-        validation=held_out,
-        epochs=epochs,
-        learning_rate=learning_rate,
-        batch_size=batch_size,
-        patience=patience,
-        seed=seed,
-        progress=not quiet,
-    )
+    parts = parts_folder(out.with_name(f"{out.stem}-parts"), fresh)
+    with recomputed(loaded) if recompute else nullcontext():
+        tuned = tune_mask(
+            loaded,
+            train,
+            members,
+            validation=held_out,
+            epochs=epochs,
+            learning_rate=learning_rate,
+            batch_size=batch_size,
+            patience=patience,
+            seed=seed,
+            checkpoint=parts,
+            progress=not quiet,
+        )
     typer.echo(tuned.history.round(4).to_string(index=False))
     typer.echo(f"\nkept epoch {tuned.card['settings']['kept_epoch']}, stopped by {tuned.stopped}")
     typer.echo(f"Mask: {tuned.save(out).resolve()}")
+    drop_parts(parts)
 
 
 def _read_pairs(
