@@ -141,6 +141,11 @@ def dtype_of(model: LensModel) -> torch.dtype:
     return next(p.dtype for p in model.parameters() if p.is_floating_point())
 
 
+def is_quantized(model: LensModel) -> bool:
+    """Whether weights are packed integers, as bitsandbytes stores them."""
+    return any(not p.is_floating_point() for p in model.parameters())
+
+
 @contextmanager
 def frozen(model: LensModel) -> Iterator[None]:
     """No parameter asks for a gradient inside the block; a user's own model is put back after it."""
@@ -167,6 +172,10 @@ def output_projection(model: LensModel, layer: int) -> Float[Tensor, "d_model he
     module: Any = getattr(getattr(attention, "o", None), "original_component", None)
     if not isinstance(getattr(module, "weight", None), Tensor):
         raise ModelError(f"{model_name(model)}: layer {layer} has no output projection of its own")
+    if not module.weight.is_floating_point():
+        raise ModelError(
+            f"{model_name(model)}: the output projection of layer {layer} is quantised"
+        )
     transposed = type(module).__name__ == "Conv1D"  # GPT-2 stores [in, out]
     weight = module.weight.T if transposed else module.weight
     return weight.unflatten(1, (n_heads, -1))

@@ -44,6 +44,7 @@ def _block_nll(
     hidden: Tensor, targets: Tensor, unembedding: Unembedding, gradient: Tensor | None
 ) -> Tensor:
     """NLL of one block's rows, and into ``gradient`` its slope; a function, so that no block outlives its turn."""
+    home, hidden = hidden.device, hidden.to(unembedding.weight.device)
     logits = unembedding(hidden)
     slope = None if gradient is None else _softcap_slope(logits, unembedding)
     target = targets[:, None].to(logits.device)
@@ -58,7 +59,7 @@ def _block_nll(
         if unembedding.scale != 1.0:
             d_logits *= unembedding.scale
         gradient.copy_(d_logits.to(hidden.dtype) @ unembedding.weight)
-    return nll.to(hidden.device)
+    return nll.to(home)
 
 
 def _softcap_slope(logits: Tensor, unembedding: Unembedding) -> Tensor | None:
@@ -101,6 +102,7 @@ def drawn_label_gradients(
     the drawn label's row.
     """
     weight = unembedding.weight
+    home, hidden = hidden.device, hidden.to(weight.device)
     found = hidden.new_empty(draws, *hidden.shape)
     for rows in _row_blocks(len(hidden), len(weight)):
         logits = unembedding(hidden[rows])
@@ -112,7 +114,7 @@ def drawn_label_gradients(
         expected = (p * slope).to(hidden.dtype) @ weight
         at_label = slope.gather(1, labels).to(hidden.dtype)[..., None] * weight[labels]
         found[:, rows] = expected - at_label.transpose(0, 1)
-    return found
+    return found.to(home)
 
 
 def predicted_positions(

@@ -16,6 +16,7 @@ from lahis_tl.access import (
     full_logits,
     grid_of,
     head_points,
+    is_quantized,
     model_name,
     output_projection,
 )
@@ -87,14 +88,16 @@ def check_mask_acts(model: LensModel) -> dict[str, Any]:
     Raises:
         ModelError: with the figures, if a check fails.
     """
-    grid, device, dtype = grid_of(model), device_of(model), dtype_of(model)
+    grid, device = grid_of(model), device_of(model)
+    # Quantised layers compute in half precision whatever the other weights are.
+    dtype = torch.bfloat16 if is_quantized(model) else dtype_of(model)
     limit = getattr(model.cfg, "n_ctx", None) or 48
     ids = probe_ids(model.cfg.d_vocab, device, min(16, int(limit)))
     attention_mask = torch.ones_like(ids)
     with torch.no_grad():
         plain = full_logits(model, ids, attention_mask)
         _check_every_layer_fires(model, ids, attention_mask)
-        figures: dict[str, Any] = {"ones": _check_ones(model, ids, attention_mask, plain)}
+        figures: dict[str, Any] = {"ones": _check_ones(model, ids, attention_mask, plain, dtype)}
         for layer in sorted({0, grid.n_layers // 2, grid.n_layers - 1}):
             head = Head(layer, (layer + 1) % grid.n_heads)
             with masked(model, HeadMask.scaling([head], 0.0, grid)):
@@ -103,7 +106,7 @@ def check_mask_acts(model: LensModel) -> dict[str, Any]:
                 reference = full_logits(model, ids, attention_mask)
             what = f"{model_name(model)}: a zero mask on {head.label} is not the head's removal"
             figures[f"zero {head.label}"] = check_logits(what, ours, reference, dtype)
-    figures["slope"] = _check_gradient(model, ids, attention_mask, TOLERANCES[dtype])
+    figures["slope"] = _check_gradient(model, ids, attention_mask, dtype)
     return figures
 
 
@@ -127,18 +130,22 @@ def _check_every_layer_fires(model: LensModel, ids: Tensor, attention_mask: Tens
 
 
 def _check_ones(
-    model: LensModel, ids: Tensor, attention_mask: Tensor, plain: Tensor
+    model: LensModel, ids: Tensor, attention_mask: Tensor, plain: Tensor, dtype: torch.dtype
 ) -> dict[str, float]:
     ones = torch.ones(grid_of(model).shape, requires_grad=True)  # keeps a hook on every layer
     with masked(model, ones), torch.no_grad():
         same = full_logits(model, ids, attention_mask)
     what = f"{model_name(model)}: a mask of ones changes the model"
-    return check_logits(what, same, plain, dtype_of(model))
+    return check_logits(what, same, plain, dtype)
 
 
 @contextmanager
 def _projection_zeroed(model: LensModel, head: Head) -> Iterator[None]:
-    """The other road to a zero mask: the head's part of the output projection set to 0."""
+    """The other road to a zero mask: the head's part of the output projection, or of its input, set to 0."""
+    if is_quantized(model):  # packed weights have no part to set
+        with _projection_input_zeroed(model, head):
+            yield
+        return
     part = output_projection(model, head.layer).data[:, head.head]
     kept = part.clone()
     try:
@@ -148,9 +155,27 @@ def _projection_zeroed(model: LensModel, head: Head) -> Iterator[None]:
         part.copy_(kept)
 
 
+@contextmanager
+def _projection_input_zeroed(model: LensModel, head: Head) -> Iterator[None]:
+    width = model.cfg.d_head
+    columns = slice(head.head * width, (head.head + 1) * width)
+
+    def zero(module: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        given = args[0].clone()
+        given[..., columns] = 0
+        return (given, *args[1:])
+
+    handle = model.blocks[head.layer].attn.o.original_component.register_forward_pre_hook(zero)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
 def _check_gradient(
-    model: LensModel, ids: Tensor, attention_mask: Tensor, bound: Tolerance
+    model: LensModel, ids: Tensor, attention_mask: Tensor, dtype: torch.dtype
 ) -> dict[str, float]:
+    bound = TOLERANCES[dtype]
     mask = torch.ones(grid_of(model).shape, requires_grad=True)
     with frozen(model), torch.enable_grad(), masked(model, mask):
         (gradient,) = torch.autograd.grad(text_nll(model, ids, attention_mask).sum(), mask)
@@ -165,7 +190,7 @@ def _check_gradient(
         )
         slope = (high - low) / (2 * step)
         # Rounding of the two losses limits what their difference can say.
-        eps = max(torch.finfo(dtype_of(model)).eps, torch.finfo(torch.float32).eps)
+        eps = max(torch.finfo(dtype).eps, torch.finfo(torch.float32).eps)
         noise = 4 * eps * abs(high) / step
         if abs(slope - norm) <= bound.slope * norm + noise:
             return {"gradient_norm": norm, "finite_difference": slope}

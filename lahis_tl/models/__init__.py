@@ -2,6 +2,7 @@
 
 import copy
 import logging
+from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
@@ -21,6 +22,8 @@ from lahis_tl.selftest import check_logits, check_mask_acts, probe_ids
 logger = logging.getLogger(__name__)
 
 _BACKENDS = ("auto", "hooked", "bridge")
+_SPREADING = ("auto", "balanced", "balanced_low_0", "sequential")
+_QUANTIZATIONS = (None, "4bit", "8bit")
 _DTYPES = {
     "float32": torch.float32,
     "float64": torch.float64,
@@ -33,10 +36,11 @@ def load_model(
     name: str,
     *,
     dtype: str | torch.dtype = "float32",
-    device: str | torch.device | None = None,
+    device: str | torch.device | Mapping[str, str | int] | None = None,
     backend: str = "auto",
     revision: str | None = None,
     trust_remote_code: bool = False,
+    quantization: str | None = None,
 ) -> nn.Module:
     """Load a language model, ready for head masks: in eval mode, frozen, checked.
 
@@ -59,19 +63,27 @@ def load_model(
             architecture with random weights, on which no head is made for a language).
         dtype: ``float32``, ``bfloat16``, ``float16`` or ``float64``.
         device: where to load; by default the GPU if there is one (of several processes, each its own), else the CPU.
+            ``"auto"``, ``"balanced"`` or ``"sequential"`` spreads the layers over all GPUs, and so does a mapping of
+            module to device (Hugging Face's device map); always as a bridge.
         backend: ``"hooked"`` or ``"bridge"`` to insist on a class.
         revision: commit, tag or branch of the hub repository.
         trust_remote_code: run code from the repository; only if you trust it.
+        quantization: ``"4bit"`` or ``"8bit"`` weights by bitsandbytes, in the layers that it knows; always as a bridge.
+            Architectures with one matrix for queries, keys and values (GPT-2, Phi-3, ...) cannot be bridged so.
 
     Raises:
         ModelError: it cannot be found or read, the class cannot express it, its logits are not
             Hugging Face's, or the mask does not act on it; with the figures.
-        ValueError: an unknown dtype or backend.
+        ValueError: an unknown dtype, backend or quantization.
     """
     torch_dtype = dtype_named(dtype)
     if backend not in _BACKENDS:
         raise ValueError(f"backend {backend!r} is not one of {', '.join(_BACKENDS)}")
-    place = torch.device(device or local_device())
+    if quantization not in _QUANTIZATIONS:
+        raise ValueError(f"quantization {quantization!r} is not one of None, 4bit, 8bit")
+    place = _place(device)
+    if quantization is not None or not isinstance(place, torch.device):
+        backend = _only_bridge(backend, "quantised weights" if quantization else "a device map")
     _warn_of_slow_arithmetic(torch_dtype, place)
     source = open_source(
         name,
@@ -79,10 +91,12 @@ def load_model(
         device=place,
         revision=revision,
         trust_remote_code=trust_remote_code,
+        quantization=quantization,
     )
     source.hf.requires_grad_(False)
     length = min(48, int(getattr(source.hf.config, "max_position_embeddings", None) or 48))
-    ids = probe_ids(source.hf.config.get_text_config().vocab_size, place, length)
+    first = source.hf.get_input_embeddings().weight.device
+    ids = probe_ids(source.hf.config.get_text_config().vocab_size, first, length)
     checkpoint, ends = checkpoint_fingerprint(source.hf), _ends(source.hf)  # before it is wrapped
     model, figures = _build(source, backend, ids, _hf_logits(source.hf, ids))
     _give_tokenizer(model, source.tokenizer)
@@ -107,8 +121,23 @@ def dtype_named(dtype: str | torch.dtype) -> torch.dtype:
     return _DTYPES[dtype]
 
 
-def _warn_of_slow_arithmetic(dtype: torch.dtype, device: torch.device) -> None:
-    if device.type != "cpu" or dtype != torch.bfloat16:
+def _place(
+    device: str | torch.device | Mapping[str, str | int] | None,
+) -> torch.device | str | Mapping[str, str | int]:
+    """One device, or a device map as it is."""
+    if isinstance(device, Mapping) or device in _SPREADING:
+        return device  # type: ignore[return-value]
+    return torch.device(device or local_device())
+
+
+def _only_bridge(backend: str, why: str) -> str:
+    if backend == "hooked":
+        raise ValueError(f"backend='hooked' cannot have {why}; leave it out, or ask for 'bridge'")
+    return "bridge"
+
+
+def _warn_of_slow_arithmetic(dtype: torch.dtype, device: Any) -> None:
+    if getattr(device, "type", None) != "cpu" or dtype != torch.bfloat16:
         return
     if not has_bfloat16_arithmetic():
         logger.warning(

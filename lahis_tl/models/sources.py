@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 
 import torch
 from platformdirs import user_cache_path
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from lahis_tl.errors import ModelError
 from lahis_tl.planted import planted_folder, planted_random
@@ -48,11 +49,22 @@ def open_source(
     name: str,
     *,
     dtype: torch.dtype,
-    device: torch.device,
+    device: torch.device | str | Mapping[str, Any],
     revision: str | None,
     trust_remote_code: bool,
+    quantization: str | None = None,
 ) -> Source:
-    """Load the Hugging Face model and tokenizer that ``name`` stands for."""
+    """Load the Hugging Face model and tokenizer that ``name`` stands for.
+
+    Args:
+        device: one device, or a device map: a strategy such as ``"auto"``, or module → device.
+        quantization: ``"4bit"`` or ``"8bit"``, by bitsandbytes.
+    """
+    placed: dict[str, Any] = {}
+    if quantization is not None:
+        placed["quantization_config"] = _quantization(quantization, dtype)
+    if quantization is not None or not isinstance(device, torch.device):
+        placed["device_map"] = {"": device} if isinstance(device, torch.device) else device
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     path = _named_folder(name) or Path(name).expanduser()
     if revision is not None and (path.suffix == ".gguf" or path.is_dir()):
@@ -75,7 +87,7 @@ def open_source(
             hf: Any = _random_model(path).to(dtype)
         else:
             hf = AutoModelForCausalLM.from_pretrained(
-                where, dtype=dtype, attn_implementation="eager", **options
+                where, dtype=dtype, attn_implementation="eager", **placed, **options
             )
     except Exception as error:  # transformers raises whatever its parsing meets
         raise ModelError(_explain_load(name, path, error)) from error
@@ -92,11 +104,19 @@ def open_source(
     elif path.suffix == ".gguf":
         commit = f"gguf sha256:{_sha256(path)}"
     return Source(
-        hf=hf.to(device).eval(),
+        hf=(hf if placed else hf.to(device)).eval(),
         tokenizer=_load_tokenizer(where, options),
         name=name,
         revision=commit or revision,
     )
+
+
+def _quantization(bits: str, dtype: torch.dtype) -> Any:
+    if find_spec("bitsandbytes") is None:
+        raise ModelError(f"quantization={bits!r} needs bitsandbytes: pip install bitsandbytes")
+    if bits == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=dtype)
 
 
 def _forget_quantization(hf: Any) -> None:
