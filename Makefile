@@ -5,8 +5,9 @@ TL ?= 3.9
 BIN := $(VENV)/bin
 export HF_HUB_OFFLINE := 1
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
+export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: demo test slow real lint types doctest check check-4 benchmark clean
+.PHONY: demo test slow real lint types doctest docs check check-4 benchmark clean
 
 $(VENV)/installed: pyproject.toml constraints/tl-$(TL).txt
 	$(PYTHON) -m venv $(VENV)
@@ -39,10 +40,13 @@ types: $(VENV)/installed
 check-4:  ## the suite and the real model on the newest transformer-lens 4
 	$(MAKE) test real VENV=$(VENV)-4 TL=4
 
-check: lint types doctest test slow check-4  ## all of it
+docs: $(VENV)/installed  ## the documentation as a site; a broken link or a stale docstring is an error
+	$(BIN)/mkdocs build --strict
+
+check: lint types doctest docs test slow check-4  ## all of it
 
 benchmark: $(VENV)/installed  ## time and memory against the authors' procedure and the floor
 	$(BIN)/python -m analyses.benchmark
 
 clean:
-	rm -rf $(VENV) $(VENV)-4 out build dist
+	rm -rf $(VENV) $(VENV)-4 out build dist site

@@ -111,7 +111,7 @@ def export_folded(
         max_shard_size: of one file.
 
     Raises:
-        as ``export_ia3``.
+        ModelError, FileExistsError, ValueError: as ``export_ia3``, but a mask that changes nothing will do.
     """
     refuse_folder(folder)
     source, factors = _open(mask, model, dtype=dtype, **source_options)
