@@ -17,7 +17,7 @@ import lahis_tl as lt
 from lahis_tl.access import LensModel
 from lahis_tl.artifacts import Artifact
 from lahis_tl.errors import ArtifactError
-from lahis_tl.processes import is_main
+from lahis_tl.processes import exchange, is_main, join
 from lahis_tl.records import load_records, save_records
 
 logger = logging.getLogger(__name__)
@@ -113,12 +113,21 @@ class Parts:
         if self.folder is None:
             return make()
         path = self.folder / f"{name.replace(' ', '_')}.jsonl"
-        try:
-            return load_records(path)[0]
-        except (FileNotFoundError, ArtifactError):  # none yet, or torn by a kill
-            found = make()
-            save_records(path, found, {})
-            return found
+
+        def read() -> list[dict[str, Any]] | None:
+            try:
+                return load_records(path)[0]
+            except (FileNotFoundError, ArtifactError):  # none yet, or torn by a kill
+                return None
+
+        kept, *_ = exchange(
+            read
+        )  # the main process's word, so that all of them make the rows, or none
+        if kept is not None:
+            return kept
+        found = make()
+        save_records(path, found, {})
+        return found
 
 
 def model_of(model: LensModel | str, **options: Any) -> LensModel:
@@ -211,5 +220,8 @@ def run_from_command_line(
     unknown = set(given) - set(run.__annotations__)
     if unknown:
         parser.error(f"{name} has no setting {', '.join(sorted(unknown))}")
+    join()
     result = run(**{**(quick if small else {}), **given})
-    print(f"{result}\n\nWritten to {result.save(out)}")
+    written = result.save(out)
+    if is_main():
+        print(f"{result}\n\nWritten to {written}")

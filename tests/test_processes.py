@@ -114,6 +114,53 @@ def test_the_command_line_shares_its_texts_out(speaker: nn.Module, tmp_path: Pat
     assert not (tmp_path / "run" / "parts").exists()
 
 
+OFF_TARGET = """
+import sys
+from analyses import generating, off_target
+from lahis_tl.processes import join
+join()
+judged = generating.competence
+
+def all_write(*arguments, **options):
+    found = judged(*arguments, **options)
+    found.table["writes"] = True
+    return found
+
+generating.competence = all_write
+result = off_target.run(
+    sys.argv[2], ("en", "fr"), n=4, prompts=1, draws=1, max_tokens=16, max_new_tokens=4, fraction=0.25,
+    checkpoint=sys.argv[1] + "/parts", progress=False,
+)
+result.save(sys.argv[1])
+"""
+
+
+@pytest.mark.slow
+def test_an_experiment_is_shared_out(speaker: nn.Module, tmp_path: Path) -> None:
+    rows = {}
+    for size in (1, 2):
+        folder = tmp_path / str(size)
+        folder.mkdir()
+        script = folder / "script.py"
+        script.write_text(OFF_TARGET)
+        launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={size}"]
+        command = [sys.executable, *(launch if size > 1 else []), str(script), str(folder)]
+        environment = os.environ | {
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": str(Path(__file__).parent.parent),
+        }
+        for _ in range(2):  # the second time all is there already
+            done = subprocess.run(
+                [*command, lt.card_of(speaker)["name"]],
+                env=environment, capture_output=True, text=True, timeout=300,
+            )  # fmt: skip
+            assert done.returncode == 0, done.stderr[-3000:]
+            rows.setdefault(size, []).append((folder / "generations.jsonl").read_text())
+    assert rows[1] == rows[2]
+    assert rows[1][0] == rows[1][1]
+    assert len(rows[1][0].splitlines()) > 20
+
+
 class Group:
     """Stands in for a group of processes: this one is ``rank``; the others answer with ``theirs``.
 
