@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 import lahis_tl as lt
-from analyses.benchmark import _needs_grad, _peak_mb, _seconds
+from analyses.benchmark_common import in_turn, needs_grad, peak_mb
 from analyses.result import Result
 from lahis_tl.access import frozen
 from lahis_tl.models.sources import open_source
@@ -26,7 +26,7 @@ from lahis_tl.tuning import _Run
 
 def floor_steps(hf: Any, batches: list[list[EncodedPair]]) -> None:
     """One forward and one activation-only backward pass a batch."""
-    with _needs_grad(hf.get_input_embeddings()):
+    with needs_grad(hf.get_input_embeddings()):
         for batch in batches:
             ids, mask, wanted = pad_pairs(batch)
             hidden = hf.base_model(input_ids=ids, attention_mask=mask, use_cache=False)[0][:, :-1]
@@ -81,14 +81,11 @@ def run(
                 "floor": lambda split=split: floor_steps(source.hf, split),
                 "ours": lambda split=split, m=model, h=heads: tuning_steps(m, split, h),
             }
-            times: dict[str, list[float]] = {name: [] for name in ways}
-            for way in ways.values():
-                way()  # warms caches up
-            for _ in range(repeats):
-                for name, way in ways.items():
-                    times[name].append(_seconds(way) / len(split))
-            memory = {name: _peak_mb(way) for name, way in ways.items()}
-            median = {name: statistics.median(values) for name, values in times.items()}
+            times = in_turn(ways, repeats)
+            memory = {name: peak_mb(way) for name, way in ways.items()}
+            median = {
+                name: statistics.median(values) / len(split) for name, values in times.items()
+            }
             ratios = [a / b for a, b in zip(times["ours"], times["floor"], strict=True)]
             rows.append(
                 {"class": type(model).__name__, "language": code}
