@@ -153,7 +153,10 @@ def figure(points: pd.DataFrame, about: str) -> go.Figure:
                     name=way,
                     mode="lines+markers",
                     marker={"symbol": symbol, "size": 7},
-                    line={"color": lt.plots.CATEGORICAL[which], "dash": ("solid", "dot")[which]},
+                    line={
+                        "color": lt.plots.CATEGORICAL[(4, 1)[which]],
+                        "dash": ("solid", "dot")[which],
+                    },
                     showlegend=column == row == 1,
                 )
                 drawn.add_trace(trace, row=row, col=column)
@@ -191,7 +194,7 @@ def run(
             print(pd.DataFrame(found).round(3).to_string(index=False), flush=True)
     points = pd.DataFrame(rows)
     table = slopes(points)
-    at = ", ".join(f"{value} {name}" for name, value in {**BASE, **(base or {})}.items())
+    at = ", ".join(f"{name} {value}" for name, value in {**BASE, **(base or {})}.items())
     about = f"random Llamas of width {width}, float32, {torch.get_num_threads()} threads; elsewhere {at}"
     verdict = "Slopes of log time against log size: " + "; ".join(
         f"{row['way']} with {row['axis']} {row['time']:.2f} [{row['time_low']:.2f}, {row['time_high']:.2f}]"

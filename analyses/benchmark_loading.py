@@ -2,7 +2,7 @@
 
 All ways read the same folder from the disk's cache, in turn, in float32:
 
-* ``lt.load_model``: the file's hash, then weights shared with the Hugging Face model, its logits, the mask's action checked.
+* ``lt.load_model``: weights shared with the Hugging Face model; file hash, logits and the mask's action checked.
 * the same steps without hashes and checks.
 * TransformerLens: ``TransformerBridge.boot_transformers``, and on 3.9 the steps of
   ``HookedTransformer.from_pretrained_no_processing``, whose list of names lacks SmolLM2.

@@ -93,24 +93,27 @@ def measure(
         per: times are divided by it.
         others: ways to compare in time and memory alone.
     """
-    values = {name: way() for name, way in numbers.items()}  # warms up too
     every: dict[str, Way] = {**numbers, **(others or {})}
+    values: dict[str, Tensor] = {}
+    peaks = {  # the run that warms up; the weights are in memory already
+        name: peak_mb(lambda name=name, way=way: values.update({name: way()}))
+        for name, way in every.items()
+    }
     rows = compared(in_turn(every, rounds, warm=False), "ours", per)
     ours = values["ours"].nan_to_num()
     for row in rows:
-        value = values.get(row["way"])
-        apart = (
-            None if value is None else (value.nan_to_num() - ours).abs().max() / ours.abs().max()
-        )
-        row |= {"peak_mb": peak_mb(every[row["way"]])}
-        row |= {"difference": float("nan") if apart is None else float(apart)}
+        row["peak_mb"] = peaks[row["way"]]
+        same = row["way"] in numbers
+        apart = (values[row["way"]].nan_to_num() - ours).abs().max() / ours.abs().max()
+        row["difference"] = float(apart) if same else float("nan")
     return rows
 
 
 def run(
     lengths: Mapping[int, int] | None = None,
     batch_tokens: int = 1024,
-    every: int = 6,
+    effect_texts: int = 4,
+    every: int = 10,
     rounds: int = 3,
     backend: str = "auto",
     dtype: str = "float32",
@@ -119,8 +122,9 @@ def run(
     """Both comparisons on SmolLM2.
 
     Args:
-        lengths: tokens a text → number of texts; exact effects take as many as one batch of ours, at most eight.
-        every: exact effects of all heads of every ``every``-th layer.
+        lengths: tokens a text → number of texts to score.
+        effect_texts: of the first length, for exact effects.
+        every: those of all heads of every ``every``-th layer.
     """
     model = lt.load_model("smollm2", dtype=dtype, backend=backend)
     kinds = {
@@ -129,33 +133,39 @@ def run(
         ).requires_grad_(False)
         for kind in ("eager", "sdpa")
     }
+    with torch.no_grad():
+        for hf in kinds.values():  # its weights are read from disk as they are needed
+            hf(torch.tensor([[1, 2, 3]]))
+    tables: dict[str, pd.DataFrame] = {}
+
+    def show(name: str, rows: list[dict[str, Any]], **at: int) -> None:
+        table = pd.DataFrame([{**at, **row} for row in rows])
+        tables[name] = pd.concat([tables[name], table]) if name in tables else table
+        if progress:
+            print(table.to_string(index=False, float_format="{:.3g}".format), flush=True)
+
+    texts: dict[int, list[list[int]]] = {}
+    for length, count in (lengths or {32: 16, 128: 8}).items():
+        texts[length] = cut_texts(lt.tokenizer_of(model), length, count)
+        batch = max(1, batch_tokens // length)
+        ids = torch.tensor(texts[length])
+        others: dict[str, Way] = {
+            "TransformerLens attribution_patch": partial(
+                ways.attribution_patching_scores, model, ids.roll(1, 0), ids
+            ),
+            AUTHORS: partial(authors_pass, kinds["eager"], texts[length]),
+        }
+        numbers = scoring_ways(model, kinds["sdpa"], texts[length], batch)
+        show("scoring", measure(numbers, rounds, count, others), tokens=length, texts=count)
+    length, scored = next(iter(texts.items()))
+    few = scored[:effect_texts]
     grid = lt.grid_of(model)
     layers = range(every // 2, grid.n_layers, every)
     heads = lt.HeadSet(grid, [(layer, head) for layer in layers for head in range(grid.n_heads)])
-    rows: dict[str, list[dict[str, Any]]] = {"scoring": [], "exact": []}
-    for length, count in (lengths or {32: 32, 128: 16}).items():
-        texts = cut_texts(lt.tokenizer_of(model), length, count)
-        batch = max(1, batch_tokens // length)
-        few, ids, clean = texts[:8], torch.tensor(texts), torch.tensor(texts[1:] + texts[:1])
-        others: dict[str, Way] = {
-            "TransformerLens attribution_patch": partial(
-                ways.attribution_patching_scores, model, clean, ids
-            ),
-            AUTHORS: partial(authors_pass, kinds["eager"], texts),
-        }
-        scoring = scoring_ways(model, kinds["sdpa"], texts, batch)
-        effects = effect_ways(model, kinds["sdpa"], few, heads, min(batch, len(few)))
-        found = {
-            "scoring": measure(scoring, rounds, len(texts), others),
-            "exact": measure(effects, rounds, len(few) * len(heads)),
-        }
-        for name, each in found.items():
-            n = len(texts if name == "scoring" else few)
-            rows[name] += [{"tokens": length, "texts": n, **row} for row in each]
-            if progress:
-                print(pd.DataFrame(each).round(3).to_string(index=False), flush=True)
-    tables = {name: pd.DataFrame(each) for name, each in rows.items()}
-    card = {**machine(), "dtype": dtype, "class": type(model).__name__, "heads": len(heads)}
+    numbers = effect_ways(model, kinds["sdpa"], few, heads, max(1, batch_tokens // length))
+    found = measure(numbers, rounds, len(few) * len(heads))
+    show("exact", found, tokens=length, texts=len(few), heads=len(heads))
+    card = {**machine(), "dtype": dtype, "class": type(model).__name__}
     return Result("benchmark_others", tables, {}, _verdict(tables), card)
 
 
@@ -176,13 +186,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--quick", action="store_true", help="32 tokens, 4 texts, one round")
+    parser.add_argument(
+        "--quick", action="store_true", help="32 tokens, 2 texts, one layer, one round"
+    )
     parser.add_argument("--backend", default="auto", help="hooked or bridge")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, help="folder for the tables")
     given = vars(parser.parse_args())
     out, quick = given.pop("out"), given.pop("quick")
-    small: dict[str, Any] = {"lengths": {32: 4}, "every": 15, "rounds": 1}
+    small: dict[str, Any] = {"lengths": {32: 2}, "effect_texts": 2, "every": 30, "rounds": 1}
     result = run(**{**given, **(small if quick else {})})
     print(f"\n{result}")
     if out:
