@@ -229,6 +229,14 @@ def test_published_shapes_have_the_published_sizes():
     assert sizes["Llama-3.1-70B"] == pytest.approx(70.6, abs=0.1)
 
 
+def test_the_estimated_activations_are_near_what_was_measured():
+    smollm2 = estimate.Shape(30, 9, 3, 576, 1536, 49152, tied=True)
+    assert smollm2.parameters == pytest.approx(134.5e6, rel=0.01)
+    for tokens, measured_mb in {32: 68, 64: 154, 128: 320, 512: 1798}.items():
+        found = smollm2.activation_bytes(tokens, 4) / 1e6
+        assert found == pytest.approx(measured_mb, rel=0.1)
+
+
 def test_the_estimate_follows_its_assumptions():
     one = estimate.run().dataframe.set_index("model")
     twice = estimate.run(texts=2000, utilisation=0.8).dataframe.set_index("model")
