@@ -3,11 +3,11 @@
 First-order effects of removing a head, −z · dL/dz summed over the head (``taylor``): by a plain TransformerLens
 script, by its attribution patching, by captum. Exact effects of zeroing it: by a plain loop of ``run_with_hooks``, by
 its activation patching, by captum. Each takes texts of one length, [text, pos], and gives nats per token as float32
-[text, layer, head].
+[text, layer, head]. And the factors that a plain training script finds.
 """
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from importlib.util import find_spec
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 import lahis_tl as lt
 from lahis_tl.access import LensModel, grid_of
+from lahis_tl.pairs import EncodedPair, pad_pairs
 
 HAS_CAPTUM = find_spec("captum") is not None
 Texts = Int[Tensor, "text pos"]
@@ -147,6 +148,34 @@ def taylor_captum(hf: Any, ids: Texts, batch: int = 1) -> PerHead:
             heads = [part.unflatten(-1, (hf.config.num_attention_heads, -1)) for part in parts]
             found.append(torch.stack([-each.sum((1, 3)) for each in heads], 1).float())
     return torch.cat([each.detach() for each in found])
+
+
+def tune_plain(
+    model: LensModel, batches: Sequence[Sequence[EncodedPair]], heads: lt.HeadSet
+) -> Float[Tensor, " head"]:
+    """A plain script that trains factors for an epoch: hooks on z, all logits, all weights asking for gradients."""
+    factors = nn.Parameter(torch.ones(len(heads)))
+    optimizer = torch.optim.AdamW([factors], lr=1e-2, weight_decay=0.0)
+
+    def scale(z: Tensor, hook: Any, layer: int) -> Tensor:
+        row = torch.ones(heads.grid.n_heads, dtype=z.dtype)
+        for place, head in enumerate(heads):
+            if head.layer == layer:
+                row[head.head] = factors[place]
+        return z * row[:, None]
+
+    layers = sorted({head.layer for head in heads})
+    hooks = [(f"blocks.{layer}.attn.hook_z", partial(scale, layer=layer)) for layer in layers]
+    with trainable(model), model.hooks(fwd_hooks=hooks):
+        for batch in batches:
+            ids, mask, wanted = pad_pairs(batch)
+            log_p = model(ids, attention_mask=mask)[:, :-1].float().log_softmax(-1)
+            nll = -log_p.gather(-1, ids[:, 1:, None])[..., 0] * wanted
+            (nll.sum(1) / wanted.sum(1)).mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            model.zero_grad()
+    return factors.detach()
 
 
 @torch.no_grad()

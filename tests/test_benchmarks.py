@@ -18,8 +18,10 @@ from analyses import benchmark_growth as growth
 from analyses import benchmark_loading as loading
 from analyses import benchmark_others as others
 from analyses import benchmark_ways as ways
+from analyses.benchmark_tuning import tuning_steps
 from lahis_tl.losses import text_nll
 from lahis_tl.masks import hooked_heads
+from lahis_tl.pairs import EncodedPair
 from lahis_tl.verified import Costs
 
 BACKENDS = ["hooked", "bridge"]
@@ -71,6 +73,17 @@ def test_every_way_to_exact_effects_gives_our_numbers(tiny, hf, texts, backend):
     assert len(numbers) == (6 if ways.HAS_CAPTUM else 4)
     assert_all_agree(numbers)
     assert numbers["ours"]()[:, 1].isnan().all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_plain_training_script_finds_our_factors(tiny, texts, backend):
+    model = tiny("llama", backend)
+    pairs = [EncodedPair(tuple(ids[: 10 - i]), 4) for i, ids in enumerate(texts)]
+    heads = lt.HeadSet(lt.grid_of(model), [(0, 1), (0, 3), (2, 0)])
+    batches = [pairs[:2], pairs[2:], pairs[1:]]
+    ours = tuning_steps(model, batches, heads)
+    assert ((ours - 1).abs() > 1e-3).all()
+    torch.testing.assert_close(ways.tune_plain(model, batches, heads), ours, rtol=1e-4, atol=1e-5)
 
 
 @needs_captum
