@@ -212,9 +212,15 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--width", type=int, default=WIDTH)
+    parser.add_argument("--axes", default=",".join(AXES), help=f"default {','.join(AXES)}")
     parser.add_argument("--out", type=Path, help="folder for tables and figure")
     given = parser.parse_args()
-    result = run(rounds=given.rounds)
+    axes = given.axes.split(",")
+    if unknown := set(axes) - set(AXES):
+        parser.error(f"no axis {', '.join(sorted(unknown))}: there are {', '.join(AXES)}")
+    chosen = {axis: AXES[axis] for axis in axes}
+    result = run(axes=chosen, width=given.width, rounds=given.rounds)
     print(f"\n{result}")
     if given.out:
         print(f"\nWritten to {result.save(given.out)}")
