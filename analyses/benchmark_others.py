@@ -113,6 +113,7 @@ def run(
     lengths: Mapping[int, int] | None = None,
     batch_tokens: int = 1024,
     effect_texts: int = 4,
+    parts: tuple[str, ...] = ("scoring", "exact"),
     every: int = 10,
     rounds: int = 3,
     backend: str = "auto",
@@ -124,6 +125,7 @@ def run(
     Args:
         lengths: tokens a text → number of texts to score.
         effect_texts: of the first length, for exact effects.
+        parts: which of the two tables.
         every: those of all heads of every ``every``-th layer.
     """
     model = lt.load_model("smollm2", dtype=dtype, backend=backend)
@@ -144,27 +146,27 @@ def run(
         if progress:
             print(table.to_string(index=False, float_format="{:.3g}".format), flush=True)
 
-    texts: dict[int, list[list[int]]] = {}
-    for length, count in (lengths or {32: 16, 128: 8}).items():
+    sizes, texts = lengths or {32: 16, 128: 8}, {}
+    for length, count in sizes.items() if "scoring" in parts else ():
         texts[length] = cut_texts(lt.tokenizer_of(model), length, count)
         batch = max(1, batch_tokens // length)
         ids = torch.tensor(texts[length])
-        others: dict[str, Way] = {
-            "TransformerLens attribution_patch": partial(
+        others: dict[str, Way] = {AUTHORS: partial(authors_pass, kinds["eager"], texts[length])}
+        if len(texts) == 1:  # it takes seconds a text where texts are longer
+            others["TransformerLens attribution_patch"] = partial(
                 ways.attribution_patching_scores, model, ids.roll(1, 0), ids
-            ),
-            AUTHORS: partial(authors_pass, kinds["eager"], texts[length]),
-        }
+            )
         numbers = scoring_ways(model, kinds["sdpa"], texts[length], batch)
         show("scoring", measure(numbers, rounds, count, others), tokens=length, texts=count)
-    length, scored = next(iter(texts.items()))
-    few = scored[:effect_texts]
-    grid = lt.grid_of(model)
-    layers = range(every // 2, grid.n_layers, every)
-    heads = lt.HeadSet(grid, [(layer, head) for layer in layers for head in range(grid.n_heads)])
-    numbers = effect_ways(model, kinds["sdpa"], few, heads, max(1, batch_tokens // length))
-    found = measure(numbers, rounds, len(few) * len(heads))
-    show("exact", found, tokens=length, texts=len(few), heads=len(heads))
+    if "exact" in parts:
+        length = next(iter(sizes))
+        few = cut_texts(lt.tokenizer_of(model), length, effect_texts)
+        grid = lt.grid_of(model)
+        layers = range(every // 2, grid.n_layers, every)
+        heads = lt.HeadSet(grid, [(layer, h) for layer in layers for h in range(grid.n_heads)])
+        numbers = effect_ways(model, kinds["sdpa"], few, heads, max(1, batch_tokens // length))
+        found = measure(numbers, rounds, len(few) * len(heads))
+        show("exact", found, tokens=length, texts=len(few), heads=len(heads))
     card = {**machine(), "dtype": dtype, "class": type(model).__name__}
     return Result("benchmark_others", tables, {}, _verdict(tables), card)
 
@@ -191,9 +193,11 @@ def main() -> None:
     )
     parser.add_argument("--backend", default="auto", help="hooked or bridge")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--part", choices=("scoring", "exact"), help="one table alone")
     parser.add_argument("--out", type=Path, help="folder for the tables")
     given = vars(parser.parse_args())
-    out, quick = given.pop("out"), given.pop("quick")
+    out, quick, part = (given.pop(name) for name in ("out", "quick", "part"))
+    given |= {"parts": (part,)} if part else {}
     small: dict[str, Any] = {"lengths": {32: 2}, "effect_texts": 2, "every": 30, "rounds": 1}
     result = run(**{**given, **(small if quick else {})})
     print(f"\n{result}")
