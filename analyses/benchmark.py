@@ -16,12 +16,7 @@ d. TransformerLens itself: its model with no hook and no mask, the same loss and
 """
 
 import argparse
-import ctypes
-import gc
 import statistics
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -35,6 +30,7 @@ from transformers import AutoModelForCausalLM
 
 import lahis_tl as lt
 import lahis_tl.access
+from analyses.benchmark_common import cut_texts, in_turn, needs_grad, peak_mb
 from lahis_tl.batches import Batch, make_batches
 from lahis_tl.gradients import batch_gradients
 from lahis_tl.models import has_bfloat16_arithmetic
@@ -57,21 +53,9 @@ class Result:
         )
 
 
-def _texts(tokenizer: Any, length: int, count: int) -> list[list[int]]:
-    """``count`` texts of exactly ``length`` tokens, cut from the bundled corpus, languages in turn."""
-    corpus = lt.load_corpus("bundled", ["en", "fr", "es", "de"])
-    streams = {code: tokenizer("\n".join(corpus[code]))["input_ids"] for code in corpus.languages}
-    found = []
-    for i in range(count):
-        stream = streams[corpus.languages[i % 4]]
-        start = (i // 4) * length
-        found.append(stream[start : start + length])
-    return found
-
-
 def floor_pass(hf: Any, batches: list[Batch]) -> None:
     """(c) One forward and one activation-only backward pass a batch, no mask."""
-    with _needs_grad(hf.get_input_embeddings()):
+    with needs_grad(hf.get_input_embeddings()):
         for batch in batches:
             logits = hf(
                 input_ids=batch.ids, attention_mask=batch.attention_mask, use_cache=False
@@ -84,18 +68,9 @@ def floor_pass(hf: Any, batches: list[Batch]) -> None:
 def bare_pass(model: lt.access.LensModel, batches: list[Batch]) -> None:
     """(d) The same through TransformerLens's model, without a hook."""
     hf = getattr(model, "original_model", None)
-    with _needs_grad(model.embed if hf is None else hf.get_input_embeddings()):
+    with needs_grad(model.embed if hf is None else hf.get_input_embeddings()):
         for batch in batches:
             lt.text_nll(model, batch.ids, batch.attention_mask).sum().backward()
-
-
-@contextmanager
-def _needs_grad(embedding: nn.Module) -> Iterator[None]:
-    handle = embedding.register_forward_hook(lambda module, inputs, output: output.requires_grad_())
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 def authors_pass(hf: Any, texts: list[list[int]]) -> Tensor:
@@ -134,27 +109,6 @@ def ours_pass(model: nn.Module, batches: list[Batch]) -> Tensor:
     return torch.cat([batch_gradients(model, batch)[0] for batch in batches])
 
 
-def _seconds(run: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
-
-
-def _peak_mb(run: Callable[[], Any]) -> float:
-    """Growth of the process's resident memory at its peak during ``run`` (Linux with glibc)."""
-    gc.collect()
-    ctypes.CDLL("libc.so.6").malloc_trim(0)  # hand back what earlier runs freed
-    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
-    before = _status("VmRSS")
-    run()
-    return (_status("VmHWM") - before) / 1024
-
-
-def _status(field: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith(field)).split()[1])
-
-
 def run(
     lengths: dict[int, int] | None = None,
     dtypes: tuple[str, ...] = ("float32", "bfloat16"),
@@ -181,7 +135,7 @@ def run(
         if dtype == "bfloat16" and not has_bfloat16_arithmetic():
             sizes, rounds = {min(sizes): 2}, 1
         for length, count in sizes.items():
-            texts = _texts(lt.tokenizer_of(next(iter(models.ours.values()))), length, count)
+            texts = cut_texts(lt.tokenizer_of(next(iter(models.ours.values()))), length, count)
             batches = make_batches({"all": texts}, batch_tokens)
             for name, model in models.ours.items():
                 gradients[dtype, name, length] = ours_pass(model, batches)  # also warms up
@@ -224,20 +178,17 @@ def _measure(
     runs |= {f"{name}, bare": partial(bare_pass, m, batches) for name, m in models.ours.items()}
     runs |= {"authors": partial(authors_pass, models.eager, texts)}
     runs |= {"floor": partial(floor_pass, models.sdpa, batches)}
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(repeats):
-        for name, each in runs.items():
-            seconds[name].append(_seconds(each) / len(texts))
+    seconds = in_turn(runs, repeats, warm=False)
     rows = []
     for name, each in runs.items():
-        peak = _peak_mb(each)
+        peak = peak_mb(each)
         together = 1 if name == "authors" else max(len(batch.keys) for batch in batches)
         over_floor = [a / c for a, c in zip(seconds[name], seconds["floor"], strict=True)]
         speedup = [b / a for a, b in zip(seconds[name], seconds["authors"], strict=True)]
         rows.append(
             {
                 "way": name,
-                "ms_per_text": round(1000 * statistics.median(seconds[name]), 1),
+                "ms_per_text": round(1000 * statistics.median(seconds[name]) / len(texts), 1),
                 "over_floor": round(statistics.median(over_floor), 2),
                 "spread": f"{min(over_floor):.2f}-{max(over_floor):.2f}",
                 "authors_over_this": round(statistics.median(speedup), 2),
@@ -294,7 +245,7 @@ def profile(length: int, count: int, top: int = 14) -> pd.DataFrame:
     """Time of each operation in one pass of (d) and of (c), ms a text; where (d) takes longest beyond (c)."""
     models = _load_all("float32", ("auto",))
     ((name, model),) = models.ours.items()
-    batches = make_batches({"all": _texts(lt.tokenizer_of(model), length, count)}, 1024)
+    batches = make_batches({"all": cut_texts(lt.tokenizer_of(model), length, count)}, 1024)
     columns = {}
     for way, run_once in (
         (name, partial(bare_pass, model)),

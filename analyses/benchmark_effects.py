@@ -13,7 +13,6 @@ The floor is arithmetic: a head of layer l of L still takes the layers from l on
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +20,7 @@ import pandas as pd
 import torch
 
 import lahis_tl as lt
+from analyses.benchmark_common import cut_texts, in_turn
 from analyses.result import Result
 from lahis_tl.access import LensModel
 from lahis_tl.batches import TokenIds, make_batches
@@ -62,7 +62,8 @@ def run(
         layers = range(every // 2, grid.n_layers, every)
         heads = lt.HeadSet(grid, [(layer, h) for layer in layers for h in range(grid.n_heads)])
         for length in lengths:
-            texts = _texts(model, length, tokens // length)
+            cut = cut_texts(lt.tokenizer_of(model), length, tokens // length, ("en", "fr"))
+            texts = {"all": cut}
             found = _measure(model, texts, heads, repeats)
             rows += [
                 {"dtype": dtype, "tokens": length, "texts": tokens // length, **r} for r in found
@@ -71,15 +72,6 @@ def run(
                 print(pd.DataFrame(rows[-len(found) :]).to_string(index=False), flush=True)
     table = pd.DataFrame(rows)
     return Result("benchmark_effects", {"times": table}, {}, _verdict(table))
-
-
-def _texts(model: LensModel, length: int, count: int) -> TokenIds:
-    corpus = lt.load_corpus("bundled", ["en", "fr"])
-    tokenizer = lt.tokenizer_of(model)
-    streams = [tokenizer("\n".join(corpus[code]))["input_ids"] for code in corpus.languages]
-    return {
-        "all": [streams[i % 2][(i // 2) * length : (i // 2 + 1) * length] for i in range(count)]
-    }
 
 
 def _measure(
@@ -92,12 +84,7 @@ def _measure(
         "plain loop, batched": lambda: plain_loop(model, texts, heads, BATCH_TOKENS),
         "plain loop, text by text": lambda: plain_loop(model, texts, heads, 2),
     }
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(repeats):
-        for name, way in ways.items():
-            start = time.perf_counter()
-            way()
-            seconds[name].append(time.perf_counter() - start)
+    seconds = in_turn(ways, repeats, warm=False)
     costs, n_texts = Costs.of(model), len(texts["all"])
     share = sum(float(costs.one_head[head.layer]) for head in heads) / (len(heads) * costs.forward)
     floor = statistics.median(seconds["plain loop, batched"]) * share

@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 
 import lahis_tl as lt
-from analyses.benchmark import _peak_mb, _status
+from analyses.benchmark_common import peak_mb, status
 from analyses.result import Result
 from lahis_tl import gradients
 from lahis_tl.access import LensModel, Unembedding
@@ -47,7 +47,7 @@ def loss_rows(
         gradients_of = {}
         for name, way in {"ours": ours, "plain": plain}.items():
             leaf = hidden.clone().requires_grad_()
-            found[name] = _peak_mb(lambda way=way, leaf=leaf: way(leaf))
+            found[name] = peak_mb(lambda way=way, leaf=leaf: way(leaf))
             gradients_of[name] = leaf.grad
         far = (gradients_of["ours"] - gradients_of["plain"]).abs().max()
         rows.append(
@@ -82,7 +82,7 @@ def soak(
         found = real(model, batch)
         gc.collect()
         done = levels[-1]["texts"] if levels else 0
-        levels.append({"texts": done + len(batch.keys), "mb": _status("VmRSS") / 1024})
+        levels.append({"texts": done + len(batch.keys), "mb": status("VmRSS") / 1024})
         return found
 
     gradients.batch_gradients = watched

@@ -1,7 +1,8 @@
 """Time and memory of a tuning step against the floor: a bare forward and an activation-only backward pass.
 
 The floor is the Hugging Face model with SDPA on the same padded batches, no mask, the loss over the targets' tokens
-alone; ours trains the factors of 20 heads. Timed in turn within one process.
+alone; ours trains the factors of 20 heads; the plain way is a TransformerLens script that finds the same factors. Timed
+in turn within one process.
 
     python -m analyses.benchmark_tuning
 """
@@ -12,10 +13,11 @@ from typing import Any
 
 import pandas as pd
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import lahis_tl as lt
-from analyses.benchmark import _needs_grad, _peak_mb, _seconds
+from analyses.benchmark_common import in_turn, needs_grad, peak_mb
+from analyses.benchmark_ways import tune_plain
 from analyses.result import Result
 from lahis_tl.access import frozen
 from lahis_tl.models.sources import open_source
@@ -26,7 +28,7 @@ from lahis_tl.tuning import _Run
 
 def floor_steps(hf: Any, batches: list[list[EncodedPair]]) -> None:
     """One forward and one activation-only backward pass a batch."""
-    with _needs_grad(hf.get_input_embeddings()):
+    with needs_grad(hf.get_input_embeddings()):
         for batch in batches:
             ids, mask, wanted = pad_pairs(batch)
             hidden = hf.base_model(input_ids=ids, attention_mask=mask, use_cache=False)[0][:, :-1]
@@ -37,8 +39,8 @@ def floor_steps(hf: Any, batches: list[list[EncodedPair]]) -> None:
 
 def tuning_steps(
     model: lt.access.LensModel, batches: list[list[EncodedPair]], heads: lt.HeadSet
-) -> None:
-    """An epoch of ``tune_mask`` by its own inner step."""
+) -> Tensor:
+    """An epoch of ``tune_mask`` by its own inner step; the factors."""
     values = nn.Parameter(torch.ones(len(heads)))
     optimizer = torch.optim.AdamW([values], lr=1e-2, weight_decay=0.0)
     run = _Run(model, heads, [], learning_rate=1e-2, weight_decay=0.0)
@@ -47,6 +49,7 @@ def tuning_steps(
             run.backward(values, batch, len(batch))
             optimizer.step()
             optimizer.zero_grad()
+    return values.detach()
 
 
 def run(
@@ -80,30 +83,36 @@ def run(
             ways = {
                 "floor": lambda split=split: floor_steps(source.hf, split),
                 "ours": lambda split=split, m=model, h=heads: tuning_steps(m, split, h),
+                "plain": lambda split=split, m=model, h=heads: tune_plain(m, split, h),
             }
-            times: dict[str, list[float]] = {name: [] for name in ways}
-            for way in ways.values():
-                way()  # warms caches up
-            for _ in range(repeats):
-                for name, way in ways.items():
-                    times[name].append(_seconds(way) / len(split))
-            memory = {name: _peak_mb(way) for name, way in ways.items()}
-            median = {name: statistics.median(values) for name, values in times.items()}
-            ratios = [a / b for a, b in zip(times["ours"], times["floor"], strict=True)]
+            times = in_turn(ways, repeats)
+            memory = {name: peak_mb(way) for name, way in ways.items()}
+            median = {
+                name: statistics.median(values) / len(split) for name, values in times.items()
+            }
             rows.append(
                 {"class": type(model).__name__, "language": code}
                 | {"tokens_a_pair": sum(len(p.ids) for p in pairs) / len(pairs)}
-                | {"floor_s": median["floor"], "ours_s": median["ours"]}
-                | {"ours/floor": statistics.median(ratios), "low": min(ratios), "high": max(ratios)}
-                | {"floor_mb": memory["floor"], "ours_mb": memory["ours"]}
+                | {f"{name}_s": each for name, each in median.items()}
+                | ratio(times, "ours", "floor")
+                | ratio(times, "plain", "ours")
+                | {f"{name}_mb": each for name, each in memory.items()}
             )
     table = pd.DataFrame(rows)
     worst = table["ours/floor"].max()
     verdict = (
         f"A tuning step of {batch_size} pairs takes {table['ours/floor'].min():.2f} to {worst:.2f} of a bare "
-        f"forward and activation-only backward pass in {dtype}."
+        f"forward and activation-only backward pass in {dtype}; a plain TransformerLens script takes "
+        f"{table['plain/ours'].min():.2f} to {table['plain/ours'].max():.2f} times as long as ours."
     )
     return Result("benchmark_tuning", {"steps": table}, {}, verdict)
+
+
+def ratio(times: dict[str, list[float]], a: str, b: str) -> dict[str, float]:
+    """Median and range over rounds."""
+    found = [x / y for x, y in zip(times[a], times[b], strict=True)]
+    name = f"{a}/{b}"
+    return {name: statistics.median(found), f"{name} low": min(found), f"{name} high": max(found)}
 
 
 if __name__ == "__main__":
