@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from lahis_tl.transfer import Conflict, TransferAnswers, conflicts, transfer_answers
     from lahis_tl.tuning import TunedMask, tune_mask
     from lahis_tl.verified import VerifiedScores, verified_scores
+    from lahis_tl.presets import ModelPreset, PRESETS, preset
 
 __version__ = version("lahis-tl")
 
@@ -102,6 +103,7 @@ _HOME = {
     "explorer": ["explore"],
     "live": ["widget"],
     "foreign": ["import_scores", "score_agreement"],
+    "presets": ["ModelPreset", "PRESETS", "preset"],
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
@@ -129,6 +131,8 @@ __all__ = [
     "LanguageHeads",
     "LanguageIdentifier",
     "ModelError",
+    "ModelPreset",
+    "PRESETS",
     "Question",
     "ScoreCertainty",
     "Selectivity",
@@ -178,6 +182,7 @@ __all__ = [
     "pass_rates",
     "perplexity",
     "plots",
+    "preset",
     "register_score",
     "score",
     "score_agreement",

@@ -19,6 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from lahis_tl.errors import ModelError
 from lahis_tl.planted import planted_folder, planted_random
+from lahis_tl.presets import PRESETS
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +54,8 @@ def open_source(
     trust_remote_code: bool,
 ) -> Source:
     """Load the Hugging Face model and tokenizer that ``name`` stands for."""
+    if (known := PRESETS.get(name)) and known.hub:
+        name, revision = known.hub, revision or known.revision
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     path = _named_folder(name) or Path(name).expanduser()
     if revision is not None and (path.suffix == ".gguf" or path.is_dir()):
