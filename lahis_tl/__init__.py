@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from lahis_tl.pairs import target_losses
     from lahis_tl.patterns import AttentionPatterns, attention_patterns, head_pattern
     from lahis_tl.per_token import TokenEffects, token_effects
+    from lahis_tl.presets import PRESETS, ModelPreset, preset
     from lahis_tl.questions import Question, load_questions, split_by_paragraph
     from lahis_tl.scores import HeadScores, register_score, score, score_methods
     from lahis_tl.selection import LanguageHeads, language_heads
@@ -51,7 +52,6 @@ if TYPE_CHECKING:
     from lahis_tl.transfer import Conflict, TransferAnswers, conflicts, transfer_answers
     from lahis_tl.tuning import TunedMask, tune_mask
     from lahis_tl.verified import VerifiedScores, verified_scores
-    from lahis_tl.presets import ModelPreset, PRESETS, preset
 
 __version__ = version("lahis-tl")
 
@@ -108,6 +108,7 @@ _HOME = {
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
 __all__ = [
+    "PRESETS",
     "AblationEffect",
     "ArtifactError",
     "AttentionMass",
@@ -132,7 +133,6 @@ __all__ = [
     "LanguageIdentifier",
     "ModelError",
     "ModelPreset",
-    "PRESETS",
     "Question",
     "ScoreCertainty",
     "Selectivity",

