@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,16 @@ SIZES["paper"] = SIZES["full"] | {
 }
 
 
+@cache
+def _bundled_languages() -> frozenset[str]:
+    return frozenset(lt.load_corpus("bundled").languages)
+
+
+@cache
+def _asked_languages() -> frozenset[str]:
+    return frozenset(load_questions("bundled"))
+
+
 @dataclass(frozen=True)
 class Plan:
     """What is asked for; kept in the folder, and nothing else may be done there.
@@ -89,12 +100,12 @@ class Plan:
 
     def languages_of(self, protocol: str, experiment: str) -> list[str]:
         """Those of the languages that there are texts for."""
-        bundled = set(lt.load_corpus("bundled").languages)
-        texts = bundled if self.sources["texts"] == "bundled" else set(self.languages)
-        asked = set(_XQUAD_LANGUAGES)
+        bundled = _bundled_languages()
+        texts = bundled if self.sources["texts"] == "bundled" else frozenset(self.languages)
+        asked = frozenset(_XQUAD_LANGUAGES)
         if self.sources["questions"] == "bundled":
-            asked = set(load_questions("bundled"))
-        summed = set(summary_languages(self.sources["summaries"]))
+            asked = _asked_languages()
+        summed = frozenset(summary_languages(self.sources["summaries"]))
         # The sound protocol scores heads on the bundled texts alone, or on the questions' paragraphs.
         known = texts if protocol == AUTHORS else bundled
         able = {
@@ -127,7 +138,7 @@ def make_plan(
     size = "quick" if quick else "paper" if sources["texts"] == WIKIPEDIA else "full"
     chosen = tuple(languages or (known.languages if known else ("en", "fr", "es", "de", "it")))
     if quick and languages is None:
-        readable = lt.load_corpus("bundled").languages
+        readable = _bundled_languages()
         chosen = tuple(code for code in chosen if code in readable)[:4]
     changed = sizes or {}
     return Plan(

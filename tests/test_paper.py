@@ -3,6 +3,7 @@ reached is named, and verdicts follow their rule."""
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -10,7 +11,7 @@ import pytest
 from torch import nn
 
 import lahis_tl as lt
-from analyses import generating, paper, paper_plan
+from analyses import generating, paper
 from analyses.paper_claims import CLAIMS, NOT_SEEN, SEEN, UNDECIDED, Evidence, together
 from analyses.paper_plan import differences, make_plan
 from analyses.paper_render import Fold, markdown, page
@@ -149,12 +150,17 @@ def test_what_was_interrupted_goes_on(
     assert "≥ " in text
 
 
-def test_an_experiment_that_the_heads_do_not_allow_is_reported_with_the_reason(
-    speaker: nn.Module, pictures, tmp_path: Path
+def test_an_experiment_that_is_refused_is_reported_with_the_reason(
+    speaker: nn.Module, pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sizes = {**SIZES, "transfer": {**SIZES["transfer"], "rule": "authors", "quantile": 0.99}}
-    text = start(speaker, tmp_path, only=("transfer",), sizes=sizes).read_text()
-    assert "Not run: rule authors finds no heads specific to" in text
+    def refuses(*_, **__):
+        raise lt.CorpusError("rule authors finds no heads specific to fr")
+
+    monkeypatch.setattr(paper.attention_transfer, "run", refuses)
+    text = start(speaker, tmp_path, only=("transfer",)).read_text()
+    assert "Not run: rule authors finds no heads specific to fr" in text
+    assert "not run: rule authors finds no heads specific to fr | **not run** |" in text
+    assert (tmp_path / "transfer" / "authors" / "finished.json").is_file()
     assert not (tmp_path / "transfer" / "sound" / "finished.json").is_file()
 
 
@@ -179,9 +185,9 @@ def test_languages_without_texts_are_left_out_of_an_experiment() -> None:
     assert plan.languages == PRESETS["aya-23-8b"].languages
     assert plan.languages_of("sound", "heads") == ["en", "es", "de", "zh", "hi", "vi"]
     assert plan.languages_of("sound", "xquad") == ["en", "es", "de", "zh"]
-    hub = paper_plan.replace(plan, sources={**plan.sources, "summaries": "csebuetnlp/xlsum"})
+    hub = replace(plan, sources={**plan.sources, "summaries": "csebuetnlp/xlsum"})
     assert hub.languages_of("sound", "summaries") == ["en", "es", "zh", "hi", "vi"]
-    everything = paper_plan.replace(
+    everything = replace(
         plan, sources={"texts": "wikimedia/wikipedia", "summaries": "bundled", "questions": "xquad"}
     )
     assert everything.languages_of("authors", "heads") == list(plan.languages)
