@@ -46,7 +46,7 @@ from lahis_tl.artifacts import write_atomically
 from lahis_tl.errors import ArtifactError, LahisError, ModelError
 from lahis_tl.presets import PRESETS
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("analyses.paper")  # also where it is run as __main__
 
 # Figures that the report shows, by experiment.
 _SHOWN = {
@@ -267,7 +267,8 @@ def main() -> None:
     parser.add_argument("--docs", type=Path, help="folder for a small Markdown report as well")
     parser.add_argument("--seed", type=int, default=0)
     given = vars(parser.parse_args())
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.basicConfig(format="%(message)s")
+    logger.setLevel(logging.INFO)
     if given["languages"]:
         given["languages"] = tuple(given["languages"].split(","))
     report = run(**given)

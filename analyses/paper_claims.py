@@ -9,13 +9,16 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from lahis_tl.statistics import FEWEST_TEXTS
+
 Tables = Mapping[str, pd.DataFrame]
 SEEN, NOT_SEEN, UNDECIDED = "seen", "not seen", "undecided at this n"
 RULE = (
     "Every effect is counted so that positive supports the claim. **Seen**: its 95% interval lies above 0 and at most "
     "5% of matched random sets do as much (p ≤ 0.05; where an effect is itself a difference from random sets, the "
     "interval alone). **Not seen**: the interval does not reach above 0, or more than half of the random sets do as "
-    "much (p > 0.5). **Undecided at this n**: all else, so also where there are too few random sets for p ≤ 0.05. "
+    "much (p > 0.5). **Undecided at this n**: all else, so also where there are too few random sets for p ≤ 0.05, or "
+    "fewer than four texts, prompts or questions. "
     "A claim about several languages or masks is what more than half of its effects are, else undecided. Heads found "
     "at a false discovery rate of 5% are their own interval; where none is found, nothing bounds their number from "
     "above. No correction is made for the number of claims."
@@ -54,6 +57,7 @@ class Evidence:
     Attributes:
         what: the language or mask that it is of.
         p: one-sided, against matched random sets; None where the effect is a difference from them.
+        n: independent texts, prompts or questions, where they are known.
     """
 
     what: str
@@ -61,6 +65,7 @@ class Evidence:
     lower: float
     upper: float
     p: float | None = None
+    n: int | None = None
 
     @property
     def verdict(self) -> str:
@@ -69,6 +74,8 @@ class Evidence:
         >>> Evidence("fr", 1.0, 0.5, 1.5, 0.02).verdict
         'seen'
         """
+        if self.n is not None and self.n < FEWEST_TEXTS:
+            return UNDECIDED
         if self.lower > 0 and (self.p is None or self.p <= 0.05):
             return SEEN
         if self.upper <= 0 or (self.p is not None and self.p > 0.5):
@@ -76,6 +83,8 @@ class Evidence:
         return UNDECIDED
 
     def __str__(self) -> str:
+        if self.upper == float("inf"):  # a count
+            return f"{self.what} {self.value:.0f}"
         p = "" if self.p is None else f", p {self.p:.2g}"
         return f"{self.what} {self.value:+.3g} [{self.lower:.3g}, {self.upper:.3g}]{p}"
 
@@ -118,6 +127,9 @@ def _rows(
             sign * float(row[lower]),
             sign * float(row[upper]),
             None if p is None else float(row[p]),
+            next(
+                (int(row[name]) for name in ("prompts", "questions", "texts") if name in row), None
+            ),
         )
         for row in table.to_dict("records")
     ]
@@ -129,9 +141,7 @@ def _only(table: pd.DataFrame, column: str, *values: str) -> pd.DataFrame:
 
 def _specific(tables: Tables) -> list[Evidence]:
     return [
-        Evidence(
-            row["language"], row["heads"], row["heads"], row["heads"] or float("inf"), row["fdr"]
-        )
+        Evidence(row["language"], row["heads"], row["heads"], float("inf"), row["fdr"])
         for row in tables["specific"].to_dict("records")
     ]
 
@@ -144,7 +154,7 @@ def _own_perplexity(tables: Tables) -> list[Evidence]:
 
 
 def _crossed(tables: Tables) -> list[Evidence]:
-    contrasts = tables["contrasts"]
+    contrasts = tables["contrasts"].assign(texts=tables["matrix"]["texts"].min())
     return _rows(_only(contrasts, "heads_of", "all"), "heads_of", "own_minus_others")
 
 

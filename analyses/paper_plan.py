@@ -30,27 +30,28 @@ SIZES: dict[str, dict[str, dict[str, Any]]] = {
     "quick": {
         AUTHORS: _THEIR_SETTINGS
         | {"texts": 16, "test_texts": 8, "max_tokens": 48, "summaries": 3, "summary_tokens": 24}
-        | {"jobs": 2, "tuning": 12, "questions": 12},
+        | {"jobs": 2, "tuning": 8, "questions": 12},
         "heads": {"n": 24, "max_tokens": 48, "draws": 200, "permutations": 4000},
-        "perplexity": {"n": 24, "test_texts": 8, "max_tokens": 48, "draws": 19},
-        "selectivity": {"n": 24, "test_texts": 8, "max_tokens": 48, "draws": 19},
+        "perplexity": {"n": 24, "test_texts": 8, "max_tokens": 32, "draws": 19},
+        "selectivity": {"n": 24, "test_texts": 6, "max_tokens": 32, "draws": 19},
         "summaries": {"n": 24, "prompts": 3, "draws": 3, "max_new_tokens": 24, "max_tokens": 48},
-        "transfer": {"n": 24, "prompts": 1, "draws": 19, "factors": (0.0, 2.0), "max_tokens": 48},
+        "transfer": {"n": 24, "prompts": 1, "draws": 19, "factors": (0.0, 2.0), "max_tokens": 48}
+        | {"relations": ("job",)},
         "off_target": {"n": 24, "prompts": 1, "draws": 3, "max_new_tokens": 20, "max_tokens": 48},
-        "xquad": {"n": 24, "epochs": 2, "training_seeds": 1, "random_sets": 2, "max_tokens": 48}
-        | {"shares": (0.25, 0.125, 0.25), "top_k": 20},
+        "xquad": {"n": 24, "epochs": 2, "training_seeds": 1, "random_sets": 1, "max_tokens": 48}
+        | {"shares": (0.125, 0.083, 0.167), "top_k": 20},
     },
     "full": {
         AUTHORS: _THEIR_SETTINGS
-        | {"texts": 48, "test_texts": 24, "max_tokens": 128, "summaries": 12, "summary_tokens": 80}
-        | {"jobs": 10, "tuning": 24, "questions": 48},
+        | {"texts": 48, "test_texts": 24, "max_tokens": 96, "summaries": 8, "summary_tokens": 80}
+        | {"jobs": 5, "tuning": 24, "questions": 48},
         "heads": {"n": 48, "max_tokens": 96},
-        "perplexity": {"n": 48, "test_texts": 16, "draws": 39},
-        "selectivity": {"n": 48, "test_texts": 16, "draws": 39},
-        "summaries": {"n": 48, "prompts": 8, "draws": 19, "max_new_tokens": 32},
-        "transfer": {"n": 48, "prompts": 3, "draws": 39},
+        "perplexity": {"n": 48, "test_texts": 16, "max_tokens": 64, "draws": 19},
+        "selectivity": {"n": 48, "test_texts": 12, "max_tokens": 48, "draws": 19},
+        "summaries": {"n": 48, "prompts": 6, "draws": 19, "max_new_tokens": 32},
+        "transfer": {"n": 48, "prompts": 1, "draws": 19},
         "off_target": {"n": 48, "prompts": 3, "draws": 19, "max_new_tokens": 24},
-        "xquad": {"n": 48, "epochs": 3, "training_seeds": 1, "random_sets": 3, "top_k": 20},
+        "xquad": {"n": 48, "epochs": 3, "training_seeds": 1, "random_sets": 2, "top_k": 20},
     },
 }
 # Where the hub's data sets can be had: as many as the authors take.

@@ -22,6 +22,7 @@ from analyses.paper_claims import (
 from analyses.paper_deviations import deviations, small_model
 from analyses.paper_plan import Plan
 from analyses.paper_render import Block, Fold, Picture, Section, markdown, page
+from analyses.paper_tables import shown_tables
 from lahis_tl.artifacts import write_atomically
 
 TITLES = {
@@ -34,86 +35,6 @@ TITLES = {
 }
 PROTOCOLS = {"authors": "The authors' protocol", "sound": "The sound protocol"}
 _SIGN = {SEEN: "✓", NOT_SEEN: "✗"}
-# What columns are called in the report; those not named keep their own name.
-_CALLED = {
-    "lower": "from",
-    "upper": "to",
-    "share_lower": "from",
-    "share_upper": "to",
-    "change_lower": "from",
-    "change_upper": "to",
-    "nll_lower": "from",
-    "nll_upper": "to",
-    "line_rate_lower": "from",
-    "line_rate_upper": "to",
-    "p_change": "p",
-    "share": "share of general heads",
-    "chance": "by chance",
-    "jaccard": "overlap of the best",
-    "off": "heads off",
-    "condition": "heads masked",
-    "plain": "no mask",
-    "perplexity": "mean of exp(loss)",
-    "random_ratio": "nine random heads",
-    "change": "change",
-    "random_change": "random sets",
-    "own_minus_others": "own minus others (nats)",
-    "says_first": "first answer",
-    "says_second": "second answer",
-    "says_neither": "neither",
-    "rank_first_better": "rank of the first better",
-    "line_rate": "right in every line",
-    "contains": "holds the answer",
-    "parameters": "numbers",
-    "nll": "NLL",
-    "nll_change": "change of NLL",
-    "f1": "F1",
-}
-# experiment → protocol → (table, columns that the report shows; none for all)
-_TABLES: dict[str, dict[str, dict[str, str]]] = {
-    "heads": {
-        "authors": {"counts": "heads general specific"},
-        "sound": {
-            "general": "share share_lower share_upper chance p",
-            "specific": "language heads",
-            "overlap": "a b jaccard lower upper chance p",
-            "layers": "",
-        },
-    },
-    "perplexity": {
-        "authors": {"crossed": "off text_in plain perplexity ratio random_ratio"},
-        "sound": {
-            "perplexity": "condition language nats_per_token bits_per_byte change change_lower change_upper p",
-            "contrasts": "heads_of own_minus_others lower upper p",
-        },
-    },
-    "summaries": {
-        "authors": {"chrf": ""},
-        "sound": {"effects": "condition value change lower upper random_change p texts"},
-    },
-    "transfer": {
-        "authors": {
-            "answers": "condition prompts says_first says_second says_neither rank_first_better"
-        },
-        "sound": {
-            "conditions": "condition says_first says_second says_neither change lower upper random_change p_change "
-            "prompts"
-        },
-    },
-    "off_target": {
-        "authors": {"on_target": ""},
-        "sound": {
-            "effects": "condition value change lower upper random_change p texts",
-            "rates": "condition language line_rate line_rate_lower line_rate_upper",
-        },
-    },
-    "xquad": {
-        "authors": {"accuracy": "language condition contains questions"},
-        "sound": {
-            "conditions": "language condition parameters nll nll_change nll_lower nll_upper contains exact f1 questions"
-        },
-    },
-}
 
 
 @dataclass(frozen=True)
@@ -216,8 +137,8 @@ def _model(folder: Path, plan: Plan) -> pd.DataFrame:
     loaded = folder / "model.json"
     if loaded.is_file():
         about = json.loads(loaded.read_text(encoding="utf-8"))
-        rows |= {"loaded revision": about["revision"], "class": about["class"]}
-        rows |= {"layers × heads": about["grid"]}
+        rows |= {"class": about["class"], "layers × heads": about["grid"]}
+        rows |= {"loaded revision": about["revision"]} if about["revision"] else {}
     if plan.known is not None:
         known = plan.known
         tokens = len(plan.languages) * plan.sizes["authors"]["texts"]
@@ -277,22 +198,14 @@ def _step_blocks(
     left_out = step.about["left_out"]
     if left_out:
         blocks.append(f"Languages without texts for this, left out: {', '.join(left_out)}.")
-    shown = [
-        _columns(step.tables[table], columns)
-        for table, columns in _TABLES[name][protocol].items()
-        if table in step.tables
-    ]
-    small: list[Block] = [table for table in shown if len(table) <= 8]
-    large = tuple(table for table in shown if len(table) > 8)
-    blocks += small
-    blocks += [Picture(step.folder, figure, TITLES[name]) for figure in step.about["figures"]]
-    return [*blocks, Fold("Larger tables", large)] if large else blocks
-
-
-def _columns(table: pd.DataFrame, columns: str) -> pd.DataFrame:
-    chosen = [name for name in columns.split() if name in table] or list(table)
-    found = pd.DataFrame(table[chosen])
-    return found.set_axis([_CALLED.get(name, name.replace("_", " ")) for name in chosen], axis=1)
+    folds: list[Block] = []
+    for caption, shown in shown_tables(name, protocol, step.tables):
+        if len(shown) > 8:
+            folds.append(Fold(caption, (shown,)))
+        else:
+            blocks += [f"{caption}:", shown]
+    pictures = [Picture(step.folder, figure, TITLES[name]) for figure in step.about["figures"]]
+    return [*blocks, *pictures, *folds]
 
 
 def _beside(plan: Plan, steps: Mapping[tuple[str, str], Step]) -> list[Block]:

@@ -225,6 +225,12 @@ def test_the_rule_of_verdicts(value, lower, upper, p, verdict) -> None:
     assert Evidence("fr", value, lower, upper, p).verdict == verdict
 
 
+def test_too_few_texts_decide_nothing() -> None:
+    assert Evidence("fr", 1.0, 0.5, 1.5, 0.02, 3).verdict == UNDECIDED
+    assert Evidence("fr", 1.0, 0.5, 1.5, 0.02, 4).verdict == SEEN
+    assert Evidence("fr", -1.0, -1.0, -1.0, None, 1).verdict == UNDECIDED
+
+
 def test_a_claim_is_what_more_than_half_of_its_effects_are() -> None:
     seen, not_seen = Evidence("a", 1.0, 0.5, 2.0, 0.01), Evidence("b", -1.0, -2.0, -0.5, 1.0)
     undecided = Evidence("c", 1.0, -1.0, 2.0, 0.2)
@@ -262,9 +268,10 @@ def test_claims_read_the_tables_in_the_direction_that_is_claimed() -> None:
     ]
     (found,) = claim("Without its own heads").evidence({"perplexity": pd.DataFrame(rows)})
     assert found == Evidence("fr", 1.0, 0.5, 1.5, 0.02)
-    none = pd.DataFrame([{"language": "fr", "heads": 0, "fdr": 0.05}])
-    (found,) = claim("specific to it").evidence({"specific": none})
-    assert found.verdict == UNDECIDED, "that none is found does not show that there is none"
+    counts = pd.DataFrame({"language": ["fr", "de"], "heads": [0, 2], "fdr": [0.05, 0.05]})
+    none, some = claim("specific to it").evidence({"specific": counts})
+    assert none.verdict == UNDECIDED, "that none is found does not show that there is none"
+    assert (some.verdict, str(some)) == (SEEN, "de 2")
     assert claim("summaries become worse").evidence({}) == []
 
 
