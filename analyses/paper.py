@@ -17,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from filelock import FileLock, Timeout
 
 import lahis_tl as lt
@@ -197,12 +198,19 @@ def run_step(
         "left_out": [code for code in plan.languages if code not in codes],
         "seconds": time.perf_counter() - start,
         "processor_seconds": time.process_time() - processor,
-        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "peak_mb": _peak_mb(),
         "resumed": resumed,
         "tables": list(result.tables),
         "figures": list(shown),
     }
     write_atomically(where / "finished.json", json.dumps(about, indent=2).encode())
+
+
+def _peak_mb() -> float:
+    """The most memory so far: of the GPU if there is one, else of the process (which Linux counts in kB)."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def _of_authors(authors: AuthorsProtocol, name: str) -> Result:

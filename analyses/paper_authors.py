@@ -231,7 +231,10 @@ class AuthorsProtocol:
         ).reindex([c for c in conditions if c in set(rows["condition"])])
         table.insert(0, "mean", table.mean(axis=1))
         means = ", ".join(f"{c} {value:.3g}" for c, value in table["mean"].items())
-        verdict = f"{measure} of {rows['number'].nunique()} summaries: {means}."
+        called = {"chrf": "chrF", "on_target": "Share in the right language"}[measure]
+        verdict = (
+            f"{called}, of {rows['number'].nunique()} summaries, mean of the languages: {means}."
+        )
         if GENERAL in conditions and GENERAL not in table.index:
             verdict += " No head is general, so none could be taken away."
         card, records = self._card({"measure": measure}), {"generations": rows.to_dict("records")}

@@ -46,7 +46,7 @@ XLSUM = pd.DataFrame(
 )
 OFF_TARGET = pd.DataFrame(
     [("es", 0.67, 1.0), ("vi", 0.35, 1.0), ("hi", 0.74, 1.0), ("ja", 0.99, 1.0), ("th", 0.78, 1.0)],
-    columns=["Mistral-7B", "before", "English heads suppressed"],
+    columns=["language", "Mistral-7B: before", "English heads suppressed"],
 )
 
 

@@ -47,11 +47,12 @@ SIZES: dict[str, dict[str, dict[str, Any]]] = {
         | {"jobs": 5, "tuning": 24, "questions": 48},
         "heads": {"n": 48, "max_tokens": 96},
         "perplexity": {"n": 48, "test_texts": 16, "max_tokens": 64, "draws": 19},
-        "selectivity": {"n": 48, "test_texts": 12, "max_tokens": 48, "draws": 19},
+        "selectivity": {"n": 48, "test_texts": 10, "max_tokens": 48, "draws": 19},
         "summaries": {"n": 48, "prompts": 6, "draws": 19, "max_new_tokens": 32},
         "transfer": {"n": 48, "prompts": 1, "draws": 19},
         "off_target": {"n": 48, "prompts": 3, "draws": 19, "max_new_tokens": 24},
-        "xquad": {"n": 48, "epochs": 3, "training_seeds": 1, "random_sets": 2, "top_k": 20},
+        "xquad": {"n": 48, "epochs": 3, "training_seeds": 1, "random_sets": 2, "top_k": 20}
+        | {"shares": (0.3, 0.1, 0.5)},
     },
 }
 # Where the hub's data sets can be had: as many as the authors take.

@@ -87,7 +87,8 @@ _PAGE = """<!doctype html>
 :root {{ color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif; }}
 body {{ margin: 0 auto; max-width: 1100px; padding: 1rem; }}
 h2 {{ margin-top: 2.5rem; border-bottom: 1px solid color-mix(in srgb, currentColor 25%, transparent); }}
-figure {{ margin: 1rem 0; background: #fff; border-radius: 8px; overflow-x: auto; }}
+figure {{ margin: 1rem 0; background: #fff; border-radius: 8px; overflow-x: auto; width: fit-content;
+  max-width: 100%; }}
 div.table {{ overflow-x: auto; margin: 1rem 0; }}
 table {{ border-collapse: collapse; font-size: .875rem; line-height: 1.4; }}
 td, th {{ padding: .3rem .8rem .3rem 0; text-align: left; vertical-align: top; }}

