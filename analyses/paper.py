@@ -36,9 +36,9 @@ from analyses.paper_plan import (
     EXPERIMENTS,
     SOUND,
     Plan,
-    differences,
-    keep_settings,
+    keep,
     make_plan,
+    refuse_other,
 )
 from analyses.paper_report import write_report
 from analyses.result import Result
@@ -103,7 +103,7 @@ def run(
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(folder / ".lock", timeout=0):
-            keep_settings(folder, plan.settings)
+            refuse_other(folder / "settings.json", plan.settings)
             _run_steps(plan, folder, [name for name in EXPERIMENTS if name in only], progress)
             return write_report(folder, plan, docs)
     except Timeout as error:
@@ -131,7 +131,9 @@ def _run_steps(plan: Plan, folder: Path, names: Sequence[str], progress: bool) -
     card = {"model": lt.card_of(model)}
     kept = ("name", "revision", "class", "checkpoint_sha256", "tokenizer_sha256")
     about = {key: card["model"].get(key) for key in kept} | {"grid": str(lt.grid_of(model))}
-    _keep_model(folder, about)
+    keep(folder / "model.json", about)
+    # Only now: where the model could not be had, nothing is bound to them.
+    keep(folder / "settings.json", plan.settings)
     protocol_of_authors = AuthorsProtocol(
         model,
         plan.sources,
@@ -146,17 +148,6 @@ def _run_steps(plan: Plan, folder: Path, names: Sequence[str], progress: bool) -
         logger.info("%s, %s", name, protocol)
         run_step(plan, folder, name, protocol, model, protocol_of_authors, progress)
         write_report(folder, plan)
-
-
-def _keep_model(folder: Path, about: Mapping[str, Any]) -> None:
-    path = folder / "model.json"
-    if path.is_file():
-        found = differences(json.loads(path.read_text(encoding="utf-8")), about)
-        if found:
-            raise ArtifactError(
-                f"{folder} holds results of another checkpoint: {'; '.join(found)}. Give another --out"
-            )
-    write_atomically(path, json.dumps(about, indent=2).encode())
 
 
 def run_step(

@@ -195,22 +195,24 @@ def reach() -> tuple[dict[str, str], tuple[str, ...]]:
     return sources, tuple(wanted)
 
 
-def keep_settings(folder: Path, settings: Mapping[str, Any]) -> None:
+def refuse_other(path: Path, about: Mapping[str, Any]) -> None:
     """
     Raises:
-        ArtifactError: the folder holds a run with other settings; each difference is named.
+        ArtifactError: the file is there and says otherwise; each difference is named.
     """
-    path = folder / "settings.json"
     if path.is_file():
-        there = json.loads(path.read_text(encoding="utf-8"))
-        found = differences(there, settings)
+        found = differences(json.loads(path.read_text(encoding="utf-8")), about)
         if found:
             raise ArtifactError(
-                f"{folder} holds a run with other settings: {'; '.join(found)}. "
+                f"{path.parent} holds a run with other settings: {'; '.join(found)}. "
                 "Give another --out, or the same settings"
             )
-    else:
-        write_atomically(path, json.dumps(settings, indent=2).encode())
+
+
+def keep(path: Path, about: Mapping[str, Any]) -> None:
+    """Write what a folder is about; as ``refuse_other`` if it is about something else already."""
+    refuse_other(path, about)
+    write_atomically(path, json.dumps(about, indent=2).encode())
 
 
 def differences(there: Any, asked: Any, name: str = "") -> list[str]:

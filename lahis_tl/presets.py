@@ -77,7 +77,9 @@ class ModelPreset:
         return self.parameters * _BYTES[dtype] / 1e9
 
     def head_counts(self, fraction: float) -> tuple[int, int]:
-        """How many heads a fraction is: rounded down as in the authors' code, rounded up as in the paper.
+        """How many heads a fraction is: rounded down as in the authors' code, and rounded up.
+
+        The paper's 14 for Llama-3.2-3B is rounded up, its 20 for the other two down (second-hand).
 
         >>> preset("aya-23-8b").head_counts(0.02), preset("smollm2").head_counts(0.02)
         ((20, 21), (5, 6))

@@ -174,10 +174,12 @@ def test_a_model_that_cannot_be_reached_is_named_with_what_to_do(tmp_path: Path)
         assert wanted in text
     assert text.count("Not run: wanted, see above.") == 2 * len(TITLES)
     assert text.count("**not run**") == len(CLAIMS)
-    assert "13 (int(), as in the code), 14 (up, as in the paper)" in text
+    assert "13 (int(), as in the code), 14 (rounded up)" in text
     assert "6.43 GB" in text
     assert "an estimate" in text
     assert "plotly" not in report.with_suffix(".html").read_text()
+    # Nothing is bound to these settings yet: where the data sets can be had, the same folder serves.
+    paper.run("llama-3.2-3b", tmp_path, languages=("en", "hi"), progress=False)
 
 
 def test_languages_without_texts_are_left_out_of_an_experiment() -> None:
