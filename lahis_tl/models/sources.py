@@ -20,6 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAn
 
 from lahis_tl.errors import ModelError
 from lahis_tl.planted import planted_folder, planted_random
+from lahis_tl.presets import PRESETS
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +61,8 @@ def open_source(
         device: one device, or a device map: a strategy such as ``"auto"``, or module → device.
         quantization: ``"4bit"`` or ``"8bit"``, by bitsandbytes.
     """
+    if (known := PRESETS.get(name)) and known.hub:
+        name, revision = known.hub, revision or known.revision
     placed: dict[str, Any] = {}
     if quantization is not None:
         placed["quantization_config"] = _quantization(quantization, dtype)

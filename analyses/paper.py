@@ -1,0 +1,278 @@
+"""Every experiment of the paper on one model, in the authors' protocol and in a sound one, in one report.
+
+    python -m analyses.paper --model smollm2 --quick
+    python -m analyses.paper --model llama-3.2-3b --out out/llama
+    python -m analyses.paper --model smollm2 --docs docs/paper     # a small report of what is there already
+
+Interrupt it and give the same command again: what is finished is kept. The report is written after every experiment.
+"""
+
+import argparse
+import json
+import logging
+import resource
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+
+import lahis_tl as lt
+from analyses import (
+    attention_transfer,
+    general_heads,
+    off_target,
+    paper_heads,
+    perplexity,
+    selectivity,
+    xquad_mask,
+)
+from analyses.paper_authors import AuthorsProtocol
+from analyses.paper_plan import (
+    AUTHORS,
+    EXPERIMENTS,
+    SOUND,
+    Plan,
+    keep,
+    make_plan,
+    refuse_other,
+)
+from analyses.paper_report import write_report
+from analyses.result import Result
+from lahis_tl.access import LensModel
+from lahis_tl.artifacts import write_atomically
+from lahis_tl.errors import ArtifactError, LahisError, ModelError
+from lahis_tl.presets import PRESETS
+
+logger = logging.getLogger("analyses.paper")  # also where it is run as __main__
+
+# Figures that the report shows, by experiment.
+_SHOWN = {
+    "heads": ("authors_heatmap", "heatmap", "layers"),
+    "perplexity": ("crossed", "matrix"),
+    "summaries": ("effect",),
+    "transfer": ("effect", "lens"),
+    "off_target": ("effect",),
+    "xquad": ("nll", "f1"),
+}
+
+
+def run(
+    model: str = "smollm2",
+    out: str | Path | None = None,
+    *,
+    languages: Sequence[str] | None = None,
+    only: Sequence[str] = EXPERIMENTS,
+    dtype: str | None = None,
+    quick: bool = False,
+    data: str = "auto",
+    preset: str | None = None,
+    sizes: Mapping[str, Mapping[str, Any]] | None = None,
+    docs: str | Path | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> Path:
+    """Run what is not finished yet, and write the report.
+
+    Args:
+        model: ``smollm2``, ``aya-23-8b``, ``llama-3.2-3b``, ``mistral-7b-v0.1``, or any name that ``load_model`` takes.
+        out: folder of all results; ``out/paper/NAME`` if None.
+        languages: the preset's if None; the first four of them with ``quick``.
+        data: ``bundled``, ``hub``, or ``auto``: the hub's data sets for the paper's models where they can be had.
+        preset: which of the paper's models a local folder holds.
+        sizes: changes to ``SIZES``, by experiment.
+        docs: also write the Markdown report and its pictures there.
+
+    Returns:
+        the report, ``report.md``; ``report.html`` lies beside it.
+
+    Raises:
+        ValueError: an unknown experiment, source of data or preset.
+        ArtifactError: the folder holds a run with other settings, or another run is writing to it.
+    """
+    strange = [name for name in only if name not in EXPERIMENTS]
+    if strange:
+        raise ValueError(
+            f"there is no experiment {', '.join(strange)}; there are {', '.join(EXPERIMENTS)}"
+        )
+    plan = make_plan(model, languages, dtype, quick, data, preset, sizes, seed)
+    folder = Path(out) if out is not None else Path("out") / "paper" / Path(model).name
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            refuse_other(folder / "settings.json", plan.settings)
+            _run_steps(plan, folder, [name for name in EXPERIMENTS if name in only], progress)
+            return write_report(folder, plan, docs)
+    except Timeout as error:
+        raise ArtifactError(f"another run is writing to {folder}; give another --out") from error
+
+
+def _run_steps(plan: Plan, folder: Path, names: Sequence[str], progress: bool) -> None:
+    """The unfinished steps in order; the model is loaded when the first of them needs it."""
+    steps = [(name, protocol) for name in names for protocol in (AUTHORS, SOUND)]
+    left = [(n, p) for n, p in steps if not (folder / n / p / "finished.json").is_file()]
+    for name, protocol in steps:
+        if (name, protocol) not in left:
+            logger.info("%s, %s: finished before", name, protocol)
+    (folder / "missing.json").unlink(missing_ok=True)
+    if not left:
+        return
+    try:
+        model: Any = lt.load_model(plan.model, dtype=plan.dtype)
+        if plan.known is not None:
+            plan.known.check_grid(lt.grid_of(model))
+    except ModelError as error:
+        about = {"model": plan.model, "error": str(error)}
+        write_atomically(folder / "missing.json", json.dumps(about, indent=2).encode())
+        return
+    card = {"model": lt.card_of(model)}
+    kept = ("name", "revision", "class", "checkpoint_sha256", "tokenizer_sha256")
+    about = {key: card["model"].get(key) for key in kept} | {"grid": str(lt.grid_of(model))}
+    keep(folder / "model.json", about)
+    # Only now: where the model could not be had, nothing is bound to them.
+    keep(folder / "settings.json", plan.settings)
+    protocol_of_authors = AuthorsProtocol(
+        model,
+        plan.sources,
+        {name: plan.languages_of(AUTHORS, name) for name in EXPERIMENTS},
+        plan.sizes[AUTHORS],
+        folder / "authors",
+        card["model"],
+        plan.seed,
+        progress,
+    )
+    for name, protocol in left:
+        logger.info("%s, %s", name, protocol)
+        run_step(plan, folder, name, protocol, model, protocol_of_authors, progress)
+        write_report(folder, plan)
+
+
+def run_step(
+    plan: Plan,
+    folder: Path,
+    name: str,
+    protocol: str,
+    model: LensModel,
+    authors: AuthorsProtocol,
+    progress: bool,
+) -> None:
+    """One experiment in one protocol: its result, what it cost, and at last the mark that it is finished.
+
+    An experiment that these texts or heads do not allow is reported with the reason, and tried again next time.
+    """
+    where = folder / name / protocol
+    begun = where / "begun"
+    resumed = begun.is_file()
+    write_atomically(begun, b"")
+    codes = plan.languages_of(protocol, name)
+    start, processor = time.perf_counter(), time.process_time()
+    try:
+        result = (
+            _of_authors(authors, name)
+            if protocol == AUTHORS
+            else _sound(plan, name, model, codes, folder / "parts" / name, progress)
+        )
+    except (LahisError, ValueError) as error:
+        logger.warning("%s, %s: not run: %s", name, protocol, error)
+        write_atomically(where / "refused.txt", str(error).encode())
+        return
+    (where / "refused.txt").unlink(missing_ok=True)
+    shown = {key: figure for key, figure in result.figures.items() if key in _SHOWN[name]}
+    replace(result, figures=shown).save(where)
+    for key, figure in shown.items():
+        write_atomically(where / f"{key}.figure.json", str(figure.to_json()).encode())
+    about = {
+        "languages": codes,
+        "left_out": [code for code in plan.languages if code not in codes],
+        "seconds": time.perf_counter() - start,
+        "processor_seconds": time.process_time() - processor,
+        "peak_mb": _peak_mb(),
+        "resumed": resumed,
+        "tables": list(result.tables),
+        "figures": list(shown),
+    }
+    write_atomically(where / "finished.json", json.dumps(about, indent=2).encode())
+
+
+def _peak_mb() -> float:
+    """The most memory so far: of the GPU if there is one, else of the process (which Linux counts in kB)."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def _of_authors(authors: AuthorsProtocol, name: str) -> Result:
+    runs: dict[str, Callable[[], Result]] = {
+        "heads": authors.importance,
+        "perplexity": authors.perplexity,
+        "summaries": authors.summaries,
+        "transfer": authors.transfer,
+        "off_target": authors.off_target,
+        "xquad": authors.xquad,
+    }
+    return runs[name]()
+
+
+def _sound(
+    plan: Plan, name: str, model: LensModel, codes: Sequence[str], parts: Path, progress: bool
+) -> Result:
+    options: dict[str, Any] = {"seed": plan.seed, "progress": progress}
+    if name == "perplexity":
+        return _perplexities(plan, model, codes, options)
+    options |= plan.sizes[name]
+    if name == "heads":
+        return paper_heads.run(model, codes, **options)
+    options["checkpoint"] = parts
+    if name == "summaries":
+        return general_heads.run(model, codes, source=plan.sources["summaries"], **options)
+    if name == "transfer":
+        return attention_transfer.run(model, codes, **options)
+    if name == "off_target":
+        return off_target.run(model, codes, **options)
+    return xquad_mask.run(model, codes, source=plan.sources["questions"], **options)
+
+
+def _perplexities(
+    plan: Plan, model: LensModel, codes: Sequence[str], options: Mapping[str, Any]
+) -> Result:
+    """Own heads by the authors' rule, and all languages' heads on all languages' texts by the contrastive one."""
+    own = perplexity.run(model, codes, **options, **plan.sizes["perplexity"])
+    crossed = selectivity.run(model, codes, sweeps=False, **options, **plan.sizes["selectivity"])
+    tables = {**crossed.tables, **own.tables}
+    figures = {**own.figures, **crossed.figures}
+    verdict = f"{own.verdict} {crossed.verdict}"
+    card = {**own.card, "crossed": crossed.card}
+    return Result("perplexity", tables, figures, verdict, card)
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument(
+        "--model", default="smollm2", help=f"{', '.join(PRESETS)}, or any name or path"
+    )
+    parser.add_argument("--quick", action="store_true", help="a small run that shows the whole way")
+    parser.add_argument("--out", type=Path, help="folder (default: out/paper/NAME)")
+    parser.add_argument("--only", nargs="+", choices=EXPERIMENTS, default=EXPERIMENTS)
+    parser.add_argument("--languages", help="comma-separated codes, as in en,fr")
+    parser.add_argument("--dtype", help="default: the preset's, bfloat16")
+    parser.add_argument("--data", default="auto", choices=("auto", "bundled", "hub"))
+    parser.add_argument("--preset", choices=tuple(PRESETS), help="what a local folder holds")
+    parser.add_argument("--docs", type=Path, help="folder for a small Markdown report as well")
+    parser.add_argument("--seed", type=int, default=0)
+    given = vars(parser.parse_args())
+    logging.basicConfig(format="%(message)s")
+    logger.setLevel(logging.INFO)
+    if given["languages"]:
+        given["languages"] = tuple(given["languages"].split(","))
+    report = run(**given)
+    print(f"Written to {report} and {report.with_suffix('.html')}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,229 @@
+"""What a run of ``analyses.paper`` is to do: sizes, languages, sources of texts; and that a folder holds one run."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import lahis_tl as lt
+from analyses.paper_authors import WIKIPEDIA
+from lahis_tl.artifacts import write_atomically
+from lahis_tl.errors import ArtifactError
+from lahis_tl.presets import PRESETS, ModelPreset, preset_of
+from lahis_tl.questions import XQUAD, load_questions
+from lahis_tl.tasks import XLSUM, summary_languages, summary_tasks
+from lahis_tl.transfer import transfer_languages
+
+EXPERIMENTS = ("heads", "perplexity", "summaries", "transfer", "off_target", "xquad")
+AUTHORS, SOUND = "authors", "sound"
+_XQUAD_LANGUAGES = ("en", "es", "de", "zh", "hi", "vi", "th", "tr", "el", "ar", "ru", "ro")
+_THEIR_SETTINGS = {
+    "quantile": 0.96,
+    "perplexity_fraction": 0.02,
+    "summary_fraction": 0.01,
+    "transfer_fraction": 0.01,
+    "tuned_fraction": 0.02,
+}
+SIZES: dict[str, dict[str, dict[str, Any]]] = {
+    "quick": {
+        AUTHORS: _THEIR_SETTINGS
+        | {"texts": 16, "test_texts": 8, "max_tokens": 48, "summaries": 3, "summary_tokens": 24}
+        | {"jobs": 2, "tuning": 8, "questions": 12},
+        "heads": {"n": 24, "max_tokens": 48, "draws": 200, "permutations": 4000},
+        "perplexity": {"n": 24, "test_texts": 8, "max_tokens": 32, "draws": 19},
+        "selectivity": {"n": 24, "test_texts": 6, "max_tokens": 32, "draws": 19},
+        "summaries": {"n": 24, "prompts": 3, "draws": 3, "max_new_tokens": 24, "max_tokens": 48},
+        "transfer": {"n": 24, "prompts": 1, "draws": 19, "factors": (0.0, 2.0), "max_tokens": 48}
+        | {"relations": ("job",)},
+        "off_target": {"n": 24, "prompts": 1, "draws": 3, "max_new_tokens": 20, "max_tokens": 48},
+        "xquad": {"n": 24, "epochs": 2, "training_seeds": 1, "random_sets": 1, "max_tokens": 48}
+        | {"shares": (0.125, 0.083, 0.167), "top_k": 20},
+    },
+    "full": {
+        AUTHORS: _THEIR_SETTINGS
+        | {"texts": 48, "test_texts": 24, "max_tokens": 96, "summaries": 8, "summary_tokens": 80}
+        | {"jobs": 5, "tuning": 24, "questions": 48},
+        "heads": {"n": 48, "max_tokens": 96},
+        "perplexity": {"n": 48, "test_texts": 16, "max_tokens": 64, "draws": 19},
+        "selectivity": {"n": 48, "test_texts": 10, "max_tokens": 48, "draws": 19},
+        "summaries": {"n": 48, "prompts": 6, "draws": 19, "max_new_tokens": 32},
+        "transfer": {"n": 48, "prompts": 1, "draws": 19},
+        "off_target": {"n": 48, "prompts": 3, "draws": 19, "max_new_tokens": 24},
+        "xquad": {"n": 48, "epochs": 3, "training_seeds": 1, "random_sets": 2, "top_k": 20}
+        | {"shares": (0.3, 0.1, 0.5)},
+    },
+}
+# Where the hub's data sets can be had: as many as the authors take.
+SIZES["paper"] = SIZES["full"] | {
+    AUTHORS: _THEIR_SETTINGS
+    | {"texts": 1000, "test_texts": 1000, "max_tokens": 2048, "summaries": 500}
+    | {"summary_tokens": 80, "jobs": 10, "tuning": 200, "questions": 800}
+}
+
+
+@cache
+def _bundled_languages() -> frozenset[str]:
+    return frozenset(lt.load_corpus("bundled").languages)
+
+
+@cache
+def _asked_languages() -> frozenset[str]:
+    return frozenset(load_questions("bundled"))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is asked for; kept in the folder, and nothing else may be done there.
+
+    Attributes:
+        model: preset, hub name or path; ``known``: its preset, if it has one.
+        sources: where ``texts``, ``summaries`` and ``questions`` come from.
+        wanted: what could not be reached, and how to fetch it.
+    """
+
+    model: str
+    known: ModelPreset | None
+    languages: tuple[str, ...]
+    dtype: str
+    size: str
+    sizes: Mapping[str, Mapping[str, Any]]
+    sources: Mapping[str, str]
+    wanted: tuple[str, ...]
+    seed: int
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        found = {"model": self.model, "languages": self.languages, "dtype": self.dtype}
+        found |= {"size": self.size, "sizes": self.sizes, "sources": self.sources}
+        found |= {"seed": self.seed, "version": lt.__version__}
+        return json.loads(json.dumps(found))
+
+    def languages_of(self, protocol: str, experiment: str) -> list[str]:
+        """Those of the languages that there are texts for."""
+        bundled = _bundled_languages()
+        texts = bundled if self.sources["texts"] == "bundled" else frozenset(self.languages)
+        asked = frozenset(_XQUAD_LANGUAGES)
+        if self.sources["questions"] == "bundled":
+            asked = _asked_languages()
+        summed = frozenset(summary_languages(self.sources["summaries"]))
+        # The sound protocol scores heads on the bundled texts alone, or on the questions' paragraphs.
+        known = texts if protocol == AUTHORS else bundled
+        able = {
+            "summaries": known & summed,
+            "transfer": known & set(transfer_languages()),
+            "off_target": known & (summed if protocol == AUTHORS else bundled),
+            "xquad": asked & texts if protocol == AUTHORS else asked,
+        }.get(experiment, known)
+        return [code for code in self.languages if code in able]
+
+
+def make_plan(
+    model: str,
+    languages: Sequence[str] | None,
+    dtype: str | None,
+    quick: bool,
+    data: str,
+    preset: str | None,
+    sizes: Mapping[str, Mapping[str, Any]] | None,
+    seed: int,
+) -> Plan:
+    """Settle what is left open: the preset's languages and dtype, and which data sets can be had."""
+    if data not in ("auto", "bundled", "hub"):
+        raise ValueError(f"data={data!r} is neither 'auto' nor 'bundled' nor 'hub'")
+    if preset is not None and preset not in PRESETS:
+        raise ValueError(f"there is no preset {preset!r}; there are {', '.join(PRESETS)}")
+    known = PRESETS[preset] if preset else preset_of(model)
+    from_hub = data == "hub" or (data == "auto" and known is not None and known.hub is not None)
+    sources, wanted = reach() if from_hub else (dict(_BUNDLED), ())
+    size = "quick" if quick else "paper" if sources["texts"] == WIKIPEDIA else "full"
+    chosen = tuple(languages or (known.languages if known else ("en", "fr", "es", "de", "it")))
+    if quick and languages is None:
+        readable = _bundled_languages()
+        chosen = tuple(code for code in chosen if code in readable)[:4]
+    changed = sizes or {}
+    return Plan(
+        model=model,
+        known=known,
+        languages=chosen,
+        dtype=dtype or (known.dtype if known else "bfloat16"),
+        size=size,
+        sizes={name: {**own, **changed.get(name, {})} for name, own in SIZES[size].items()},
+        sources=sources,
+        wanted=wanted,
+        seed=seed,
+    )
+
+
+_BUNDLED = {"texts": "bundled", "summaries": "bundled", "questions": "bundled"}
+
+
+def reach() -> tuple[dict[str, str], tuple[str, ...]]:
+    """Which of the paper's data sets can be had; for the rest the bundled texts, and how to fetch what is wanted."""
+    fetch = "python -c 'import datasets; datasets.load_dataset({})'"
+
+    def wikipedia() -> None:
+        import datasets
+
+        datasets.load_dataset(WIKIPEDIA, "20231101.en", split="train", streaming=True)
+
+    trials: dict[str, tuple[str, Callable[[], Any], str]] = {
+        "texts": (WIKIPEDIA, wikipedia, f'"{WIKIPEDIA}", "20231101.en", streaming=True'),
+        "summaries": (
+            XLSUM,
+            lambda: summary_tasks(["en"], 1, XLSUM),
+            f'"{XLSUM}", "english", split="test", revision="refs/convert/parquet"',
+        ),
+        "questions": (
+            XQUAD,
+            lambda: load_questions(XQUAD, ["en"]),
+            '"google/xquad", "xquad.en", split="validation"',
+        ),
+    }
+    sources, wanted = dict(_BUNDLED), []
+    for kind, (name, trial, call) in trials.items():
+        try:
+            trial()
+            sources[kind] = name
+        except Exception:  # datasets raises many kinds for a wrong name and for no network
+            where = "google/xquad" if name == XQUAD else name
+            wanted.append(
+                f"{kind}: the data set {where} from the hub, for every language; where the hub can be reached (and "
+                f"HF_HUB_OFFLINE is not set): `{fetch.format(call)}`. Bundled {kind} stand in for it."
+            )
+    return sources, tuple(wanted)
+
+
+def refuse_other(path: Path, about: Mapping[str, Any]) -> None:
+    """
+    Raises:
+        ArtifactError: the file is there and says otherwise; each difference is named.
+    """
+    if path.is_file():
+        found = differences(json.loads(path.read_text(encoding="utf-8")), about)
+        if found:
+            raise ArtifactError(
+                f"{path.parent} holds a run with other settings: {'; '.join(found)}. "
+                "Give another --out, or the same settings"
+            )
+
+
+def keep(path: Path, about: Mapping[str, Any]) -> None:
+    """Write what a folder is about; as ``refuse_other`` if it is about something else already."""
+    refuse_other(path, about)
+    write_atomically(path, json.dumps(about, indent=2).encode())
+
+
+def differences(there: Any, asked: Any, name: str = "") -> list[str]:
+    """
+    >>> differences({"a": {"b": 1}, "c": 2}, {"a": {"b": 3}, "c": 2})
+    ['a.b is 1 there, 3 asked']
+    """
+    if isinstance(there, Mapping) and isinstance(asked, Mapping):
+        found = []
+        for key in dict.fromkeys([*there, *asked]):
+            inside = f"{name}.{key}" if name else key
+            found += differences(there.get(key), asked.get(key), inside)
+        return found
+    return [] if there == asked else [f"{name} is {there} there, {asked} asked"]
