@@ -222,7 +222,7 @@ def _sound(
     options: dict[str, Any] = {"seed": plan.seed, "progress": progress}
     if name == "perplexity":
         return _perplexities(plan, model, codes, options)
-    options |= plan.sizes[name]
+    options |= {key: value for key, value in plan.sizes[name].items() if key != "languages"}
     if name == "heads":
         return paper_heads.run(model, codes, **options)
     options["checkpoint"] = parts

@@ -18,7 +18,7 @@ RULE = (
     "5% of matched random sets do as much (p ≤ 0.05; where an effect is itself a difference from random sets, the "
     "interval alone). **Not seen**: the interval does not reach above 0, or more than half of the random sets do as "
     "much (p > 0.5). **Undecided at this n**: all else, so also where there are too few random sets for p ≤ 0.05, or "
-    "fewer than four texts, prompts or questions. "
+    "fewer than four texts, prompts or questions, or where nothing changed in any of them (a floor or a ceiling). "
     "A claim about several languages or masks is what more than half of its effects are, else undecided. Heads found "
     "at a false discovery rate of 5% are their own interval; where none is found, nothing bounds their number from "
     "above. No correction is made for the number of claims."
@@ -46,7 +46,7 @@ XLSUM = pd.DataFrame(
 )
 OFF_TARGET = pd.DataFrame(
     [("es", 0.67, 1.0), ("vi", 0.35, 1.0), ("hi", 0.74, 1.0), ("ja", 0.99, 1.0), ("th", 0.78, 1.0)],
-    columns=["language", "Mistral-7B: before", "English heads suppressed"],
+    columns=["language", "Mistral-7B: before", "Mistral-7B: after"],
 )
 
 
@@ -74,7 +74,8 @@ class Evidence:
         >>> Evidence("fr", 1.0, 0.5, 1.5, 0.02).verdict
         'seen'
         """
-        if self.n is not None and self.n < FEWEST_TEXTS:
+        too_few = self.n is not None and self.n < FEWEST_TEXTS
+        if too_few or self.lower == self.upper == 0:
             return UNDECIDED
         if self.lower > 0 and (self.p is None or self.p <= 0.05):
             return SEEN

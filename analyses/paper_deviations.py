@@ -37,9 +37,7 @@ def deviations(plan: Plan) -> list[str]:
             "than among more languages."
         )
     found.append("The nine random heads are drawn with a seed; theirs have none.")
-    found.append(
-        "int(heads × fraction) as in their code, one head at least where that is none; the paper rounds up."
-    )
+    found.append("int(heads × fraction) as in their code, one head at least where that is none.")
     source = "bundled texts" if "summaries" in bundled else "XL-Sum articles of 300 words at most"
     found.append(
         f"Summaries: {sizes['summaries']} {source} a language in place of 500 XL-Sum articles, "

@@ -26,6 +26,7 @@ _THEIR_SETTINGS = {
     "transfer_fraction": 0.01,
     "tuned_fraction": 0.02,
 }
+# ``languages``: only the first so many.
 SIZES: dict[str, dict[str, dict[str, Any]]] = {
     "quick": {
         AUTHORS: _THEIR_SETTINGS
@@ -39,24 +40,27 @@ SIZES: dict[str, dict[str, dict[str, Any]]] = {
         | {"relations": ("job",)},
         "off_target": {"n": 24, "prompts": 1, "draws": 3, "max_new_tokens": 20, "max_tokens": 48},
         "xquad": {"n": 24, "epochs": 2, "training_seeds": 1, "random_sets": 1, "max_tokens": 48}
-        | {"shares": (0.125, 0.083, 0.167), "top_k": 20},
+        | {"shares": (0.125, 0.083, 0.167), "top_k": 20, "max_new_tokens": 12, "languages": 2},
     },
     "full": {
         AUTHORS: _THEIR_SETTINGS
         | {"texts": 48, "test_texts": 24, "max_tokens": 96, "summaries": 8, "summary_tokens": 80}
         | {"jobs": 5, "tuning": 24, "questions": 48},
         "heads": {"n": 48, "max_tokens": 96},
-        "perplexity": {"n": 48, "test_texts": 16, "max_tokens": 64, "draws": 19},
-        "selectivity": {"n": 48, "test_texts": 10, "max_tokens": 48, "draws": 19},
-        "summaries": {"n": 48, "prompts": 6, "draws": 19, "max_new_tokens": 32},
+        "perplexity": {"n": 48, "test_texts": 12, "max_tokens": 48, "draws": 19},
+        "selectivity": {"n": 48, "test_texts": 6, "max_tokens": 48, "draws": 19},
+        "summaries": {"n": 48, "prompts": 4, "draws": 19, "max_new_tokens": 24},
         "transfer": {"n": 48, "prompts": 1, "draws": 19},
-        "off_target": {"n": 48, "prompts": 3, "draws": 19, "max_new_tokens": 24},
-        "xquad": {"n": 48, "epochs": 3, "training_seeds": 1, "random_sets": 2, "top_k": 20}
-        | {"shares": (0.3, 0.1, 0.5)},
+        "off_target": {"n": 48, "prompts": 2, "draws": 19, "max_new_tokens": 20, "languages": 4},
+        "xquad": {"n": 48, "epochs": 2, "training_seeds": 1, "random_sets": 2, "top_k": 20}
+        | {"shares": (0.3, 0.1, 0.4), "max_new_tokens": 12, "languages": 3},
     },
 }
-# Where the hub's data sets can be had: as many as the authors take.
-SIZES["paper"] = SIZES["full"] | {
+# Where the hub's data sets can be had: all languages, and as many texts as the authors take.
+SIZES["paper"] = {
+    name: {key: value for key, value in own.items() if key != "languages"}
+    for name, own in SIZES["full"].items()
+} | {
     AUTHORS: _THEIR_SETTINGS
     | {"texts": 1000, "test_texts": 1000, "max_tokens": 2048, "summaries": 500}
     | {"summary_tokens": 80, "jobs": 10, "tuning": 200, "questions": 800}
@@ -101,7 +105,7 @@ class Plan:
         return json.loads(json.dumps(found))
 
     def languages_of(self, protocol: str, experiment: str) -> list[str]:
-        """Those of the languages that there are texts for."""
+        """Those of the languages that there are texts for, as many as the run's size takes."""
         bundled = _bundled_languages()
         texts = bundled if self.sources["texts"] == "bundled" else frozenset(self.languages)
         asked = frozenset(_XQUAD_LANGUAGES)
@@ -116,7 +120,8 @@ class Plan:
             "off_target": known & (summed if protocol == AUTHORS else bundled),
             "xquad": asked & texts if protocol == AUTHORS else asked,
         }.get(experiment, known)
-        return [code for code in self.languages if code in able]
+        most = self.sizes[experiment].get("languages")
+        return [code for code in self.languages if code in able][:most]
 
 
 def make_plan(

@@ -1,6 +1,7 @@
 """The report of ``analyses.paper``: made from what is on disk alone, as Markdown and as one HTML page."""
 
 import json
+import math
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -204,7 +205,9 @@ def _step_blocks(
     blocks: list[Block] = [step.verdict]
     left_out = step.about["left_out"]
     if left_out:
-        blocks.append(f"Languages without texts for this, left out: {', '.join(left_out)}.")
+        blocks.append(
+            f"Left out, for want of texts or for the size of this run: {', '.join(left_out)}."
+        )
     folds: list[Block] = []
     for caption, shown in shown_tables(name, protocol, step.tables):
         if len(shown) > 8:
@@ -243,19 +246,24 @@ def _beside(plan: Plan, steps: Mapping[tuple[str, str], Step]) -> list[Block]:
     if tables:
         shares = tables["on_target"].set_index("condition").drop(columns="mean").T
         mine = shares[["no mask", "English heads"]].set_axis(
-            [f"{ours}: before", "English heads suppressed "], axis=1
+            [f"{ours}: before", f"{ours}: after"], axis=1
         )
         target = target.merge(mine, how="outer", left_on="language", right_index=True, sort=False)
     return [
         "What is named “here” is ours, in the authors' protocol; all others are second-hand. Accuracy is the share of "
         "questions, in percent, whose right answer is a part of what is generated.",
-        xquad,
+        _two_places(xquad),
         "Quality of summaries; the paper's is BERTScore F1, ours chrF, so that only the changes can be set side by "
         "side.",
         summaries,
         "Share of summaries in the language of their text, before and after English heads are suppressed.",
-        target,
+        _two_places(target),
     ]
+
+
+def _two_places(table: pd.DataFrame) -> pd.DataFrame:
+    """Figures as they are given, and ours alike."""
+    return table.map(lambda v: ("" if math.isnan(v) else f"{v:.2f}") if isinstance(v, float) else v)
 
 
 _COSTS = (

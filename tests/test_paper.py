@@ -13,6 +13,7 @@ from torch import nn
 import lahis_tl as lt
 from analyses import generating, paper
 from analyses.paper_claims import CLAIMS, NOT_SEEN, SEEN, UNDECIDED, Evidence, together
+from analyses.paper_plan import SIZES as SIZES_OF
 from analyses.paper_plan import differences, make_plan
 from analyses.paper_render import Fold, markdown, page
 from analyses.paper_report import PROTOCOLS, TITLES
@@ -90,7 +91,7 @@ def test_every_experiment_in_both_protocols_and_one_report(
         assert f"<h2>{title.replace(chr(39), '&#x27;')}</h2>" in website
     assert text.count("second-hand") >= 3
     assert "78.5" in text
-    assert "55.3" in text
+    assert "55.28 |" in text
     for claim in CLAIMS:
         assert claim.text in text
     verdicts = re.findall(r"\*\*(✓ seen|✗ not seen|\? undecided at this n)\*\* \|", text)
@@ -186,11 +187,14 @@ def test_languages_without_texts_are_left_out_of_an_experiment() -> None:
     plan = make_plan("aya-23-8b", None, None, False, "bundled", None, None, 0)
     assert plan.languages == PRESETS["aya-23-8b"].languages
     assert plan.languages_of("sound", "heads") == ["en", "es", "de", "zh", "hi", "vi"]
-    assert plan.languages_of("sound", "xquad") == ["en", "es", "de", "zh"]
+    assert plan.languages_of("sound", "xquad") == ["en", "es", "de"], "of four, as many as are run"
+    assert plan.languages_of("sound", "summaries") == ["en", "es", "de", "zh", "hi", "vi"]
     hub = replace(plan, sources={**plan.sources, "summaries": "csebuetnlp/xlsum"})
     assert hub.languages_of("sound", "summaries") == ["en", "es", "zh", "hi", "vi"]
     everything = replace(
-        plan, sources={"texts": "wikimedia/wikipedia", "summaries": "bundled", "questions": "xquad"}
+        plan,
+        sizes=SIZES_OF["paper"],
+        sources={"texts": "wikimedia/wikipedia", "summaries": "bundled", "questions": "xquad"},
     )
     assert everything.languages_of("authors", "heads") == list(plan.languages)
     assert "ja" not in everything.languages_of("authors", "xquad")
@@ -219,7 +223,8 @@ def test_wrong_names_are_refused() -> None:
         (1.0, 0.5, 1.5, 0.51, NOT_SEEN),  # more than half of the random sets do as much
         (1.0, -0.1, 1.5, 0.5, UNDECIDED),
         (-1.0, -1.5, -0.5, 0.3, NOT_SEEN),
-        (0.0, 0.0, 0.0, None, NOT_SEEN),
+        (0.0, 0.0, 0.0, 1.0, UNDECIDED),  # nothing changed in any text: a floor or a ceiling
+        (-1.0, -2.0, 0.0, None, NOT_SEEN),
         (0.0, -0.1, 0.1, None, UNDECIDED),
     ],
 )
