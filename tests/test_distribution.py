@@ -109,7 +109,7 @@ def pins(path, python):
 def test_the_pinned_versions_satisfy_every_requirement_and_extra(about, path, python):
     pinned = pins(path, python)
     extras = about.get_all("Provides-Extra")
-    assert extras == sorted(["dev", "docs", "gguf", "peft", "png", "widget"])
+    assert extras == sorted(["benchmark", "dev", "docs", "gguf", "peft", "png", "widget"])
     for extra, needed in product(["", *extras], requirements(about)):
         if needed.marker is None or needed.marker.evaluate({"extra": extra}):
             name = canonicalize_name(needed.name)

@@ -91,6 +91,7 @@ def stand_ins(empty_folder, monkeypatch, speaker):
 
     for module in (lahis_tl.models, lahis_tl.export):
         monkeypatch.setattr(module, "open_source", open_small)
+    monkeypatch.setattr(lt.ModelPreset, "check_grid", lambda self, grid: None)
 
     def from_hub(name, languages, n, *settings):
         rows = []
