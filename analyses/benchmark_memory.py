@@ -1,7 +1,9 @@
-"""Memory: the loss of a model with a vocabulary of 256 000, and a long run's level from first to last.
+"""Memory: the loss of a model with a vocabulary of 256 000, the estimate before a run, and a long run's level.
 
 *Loss*: forward and backward of the next-token loss of 1024 positions from hidden states, the unembedding frozen, in
-blocks beside the plain way (all logits, float32 cross entropy). *Soak*: the resident memory of ``head_gradients`` over
+blocks beside the plain way (all logits, float32 cross entropy). *Estimate*: what ``memory_estimate`` says of a batch of
+SmolLM2 beside the growth of the process while the batch is scored, whole and recomputed, with glibc's own way of keeping freed
+pieces and with MALLOC_MMAP_THRESHOLD_=1048576. *Soak*: the resident memory of ``head_gradients`` over
 2000 texts, mean of the last quarter over the first.
 
 python -m analyses.benchmark_memory
@@ -11,14 +13,19 @@ python -m analyses.benchmark_memory --texts 400
 import argparse
 import gc
 import itertools
+import json
+import os
 import statistics
+import subprocess
+import sys
+from contextlib import nullcontext
 from typing import Any
 
 import pandas as pd
 import torch
 
 import lahis_tl as lt
-from analyses.benchmark_common import peak_mb, status
+from analyses.benchmark_common import cut_texts, peak_mb, status
 from analyses.result import Result
 from lahis_tl import gradients
 from lahis_tl.access import LensModel, Unembedding
@@ -57,6 +64,54 @@ def loss_rows(
             | {"gradient_difference": float(far / gradients_of["plain"].abs().max())}
         )
     return rows
+
+
+MMAP = "MALLOC_MMAP_THRESHOLD_"
+
+
+def estimate_rows(
+    model: str = "smollm2",
+    dtypes: tuple[str, ...] = ("float32", "bfloat16"),
+    shapes: tuple[tuple[int, int], ...] = ((8, 128), (2, 512)),
+) -> list[dict[str, Any]]:
+    """Bytes estimated and measured of one batch, each in a process of its own, weights left out, MB."""
+    backends = ("bridge",) if lt.models.transformer_lens_version().major >= 4 else ("hooked", "bridge")
+    rows = []
+    for backend, dtype, shape, recompute in itertools.product(
+        backends, dtypes, shapes, (False, True)
+    ):
+        asked = json.dumps([model, backend, dtype, *shape, recompute])
+        row: dict[str, Any] = {"class": backend, "dtype": dtype, "texts": shape[0]}
+        row |= {"tokens": shape[1], "recomputed": recompute}
+        for name, setting in (("measured_mb", {MMAP: "1048576"}), ("glibc_mb", {})):
+            done = subprocess.run(
+                [sys.executable, "-m", "analyses.benchmark_memory", "--measure", asked],
+                env={k: v for k, v in os.environ.items() if k != MMAP} | setting,
+                capture_output=True,
+                text=True,
+                check=True,
+            )
+            estimated, measured = json.loads(done.stdout.splitlines()[-1])
+            row |= {"estimated_mb": estimated, name: measured}
+        rows.append(row | {"measured/estimated": row["measured_mb"] / row["estimated_mb"]})
+    return rows
+
+
+def measure(
+    name: str, backend: str, dtype: str, texts: int, tokens: int, recompute: bool
+) -> tuple[float, float]:
+    """The estimate for one batch, and by how much this process grows at its peak; MB."""
+    model = lt.load_model(name, backend=backend, dtype=dtype)
+    ids = {"en": cut_texts(lt.tokenizer_of(model), tokens, texts)}
+    bounds = {"max_tokens": tokens, "batch_tokens": texts * tokens}
+    with lt.recomputed(model) if recompute else nullcontext():
+        estimate = lt.memory_estimate(model, ids, **bounds)
+
+        def score() -> None:
+            lt.head_gradients(model, ids, **bounds, progress=False)
+
+        score()  # what a first run leaves behind is no part of a batch
+        return estimate.needed / 2**20, peak_mb(score)
 
 
 def soak(
@@ -98,16 +153,18 @@ def soak(
 
 def run(texts: int = 2000) -> Result:
     """Both tables and a sentence."""
-    loss = pd.DataFrame(loss_rows())
+    loss, estimates = pd.DataFrame(loss_rows()), pd.DataFrame(estimate_rows())
+    off = estimates["measured/estimated"]
     levels, ratio = soak(texts=texts)
     shares = ", ".join(
         f"{row['plain/ours']:.1f} in {row['dtype']}" for row in loss.to_dict("records")
     )
     verdict = (
-        f"The loss part takes so many times less memory than all logits at once: {shares}. Over {texts} texts the "
+        f"The loss part takes so many times less memory than all logits at once: {shares}. Batches take "
+        f"{off.min():.2f} to {off.max():.2f} of what was estimated. Over {texts} texts the "
         f"resident memory of the last quarter is {ratio:.3f} of the first's."
     )
-    return Result("benchmark_memory", {"loss": loss, "soak": levels}, {}, verdict)
+    return Result("benchmark_memory", {"loss": loss, "estimate": estimates, "soak": levels}, {}, verdict)
 
 
 if __name__ == "__main__":
@@ -115,7 +172,12 @@ if __name__ == "__main__":
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--texts", type=int, default=2000)
-    result = run(**vars(parser.parse_args()))
-    print(
-        f"{result.tables['loss'].to_string(index=False, float_format='{:.3g}'.format)}\n\n{result.verdict}"
-    )
+    parser.add_argument("--measure", type=json.loads, help=argparse.SUPPRESS)
+    given = vars(parser.parse_args())
+    if one := given.pop("measure"):
+        print(json.dumps(measure(*one)))
+    else:
+        result = run(**given)
+        for table in ("loss", "estimate"):
+            print(result.tables[table].to_string(index=False, float_format="{:.3g}".format))
+        print(f"\n{result.verdict}")
