@@ -10,7 +10,7 @@ Plain arithmetic from a model's shape. Assumed:
 * activations kept for the backward pass: 8 · (width + MLP width) + 2.7 · heads · tokens numbers a token and layer,
   which is what SmolLM2 as a HookedTransformer was measured to keep (68 MB a text of 32 tokens, 1798 MB of 512,
   float32).
-* the loss holds three blocks of 2^24 float32 numbers, whatever the vocabulary.
+* the loss holds two blocks of 2^24 float32 numbers, whatever the vocabulary.
 * a model that does not fit on one GPU is split by layers over as few as leave room for one text; layers follow one
   another, so that only one of them computes at a time.
 
@@ -27,7 +27,7 @@ import pandas as pd
 
 from analyses.result import Result
 
-_LOSS_BYTES = 3 * 2**24 * 4
+_LOSS_BYTES = 2 * 2**24 * 4
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
 *Loss*: forward and backward of the next-token loss of 1024 positions from hidden states, the unembedding frozen, in
 blocks beside the plain way (all logits, float32 cross entropy). *Estimate*: what ``memory_estimate`` says of a batch of
-SmolLM2 beside the growth of the process while the batch is scored, whole and recomputed, with glibc's own way of keeping freed
-pieces and with MALLOC_MMAP_THRESHOLD_=1048576. *Soak*: the resident memory of ``head_gradients`` over
+SmolLM2 beside the growth of the process while the batch is scored, whole and recomputed, with glibc's own way of
+keeping freed pieces and with MALLOC_MMAP_THRESHOLD_=1048576. *Soak*: the resident memory of ``head_gradients`` over
 2000 texts, mean of the last quarter over the first.
 
 python -m analyses.benchmark_memory
@@ -75,7 +75,9 @@ def estimate_rows(
     shapes: tuple[tuple[int, int], ...] = ((8, 128), (2, 512)),
 ) -> list[dict[str, Any]]:
     """Bytes estimated and measured of one batch, each in a process of its own, weights left out, MB."""
-    backends = ("bridge",) if lt.models.transformer_lens_version().major >= 4 else ("hooked", "bridge")
+    backends = (
+        ("bridge",) if lt.models.transformer_lens_version().major >= 4 else ("hooked", "bridge")
+    )
     rows = []
     for backend, dtype, shape, recompute in itertools.product(
         backends, dtypes, shapes, (False, True)
@@ -164,7 +166,9 @@ def run(texts: int = 2000) -> Result:
         f"{off.min():.2f} to {off.max():.2f} of what was estimated. Over {texts} texts the "
         f"resident memory of the last quarter is {ratio:.3f} of the first's."
     )
-    return Result("benchmark_memory", {"loss": loss, "estimate": estimates, "soak": levels}, {}, verdict)
+    return Result(
+        "benchmark_memory", {"loss": loss, "estimate": estimates, "soak": levels}, {}, verdict
+    )
 
 
 if __name__ == "__main__":
