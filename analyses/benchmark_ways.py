@@ -145,7 +145,10 @@ def taylor_captum(hf: Any, ids: Texts, batch: int = 1) -> PerHead:
             parts = method.attribute(
                 rows, additional_forward_args=rows, attribute_to_layer_input=True
             )
-            heads = [part.unflatten(-1, (hf.config.num_attention_heads, -1)) for part in parts]
+            heads = [
+                torch.as_tensor(part).unflatten(-1, (hf.config.num_attention_heads, -1))
+                for part in parts
+            ]
             found.append(torch.stack([-each.sum((1, 3)) for each in heads], 1).float())
     return torch.cat([each.detach() for each in found])
 
@@ -244,7 +247,7 @@ def effects_captum(hf: Any, ids: Texts, heads: lt.HeadSet, batch: int = 1) -> Pe
                     layer_mask=feature[None, None],
                     attribute_to_layer_input=True,
                 )
-                by_head = part.unflatten(-1, (n_heads, -1))[:, 0, :, 0]
+                by_head = torch.as_tensor(part).unflatten(-1, (n_heads, -1))[:, 0, :, 0]
                 found[start : start + batch, layer] = -by_head
     return found
 
