@@ -92,6 +92,8 @@ def stand_ins(empty_folder, monkeypatch, speaker):
     for module in (lahis_tl.models, lahis_tl.export):
         monkeypatch.setattr(module, "open_source", open_small)
     monkeypatch.setattr(lt.ModelPreset, "check_grid", lambda self, grid: None)
+    # Scores that a page registers are forgotten after it.
+    monkeypatch.setattr("lahis_tl.scores._methods", dict(lahis_tl.scores._methods))
 
     def from_hub(name, languages, n, *settings):
         rows = []
