@@ -30,6 +30,7 @@ from analyses.result import Result
 from lahis_tl import gradients
 from lahis_tl.access import LensModel, Unembedding
 from lahis_tl.losses import chunked_nll
+from lahis_tl.models import transformer_lens_version
 
 
 def loss_rows(
@@ -75,9 +76,7 @@ def estimate_rows(
     shapes: tuple[tuple[int, int], ...] = ((8, 128), (2, 512)),
 ) -> list[dict[str, Any]]:
     """Bytes estimated and measured of one batch, each in a process of its own, weights left out, MB."""
-    backends = (
-        ("bridge",) if lt.models.transformer_lens_version().major >= 4 else ("hooked", "bridge")
-    )
+    backends = ("bridge",) if transformer_lens_version().major >= 4 else ("hooked", "bridge")
     rows = []
     for backend, dtype, shape, recompute in itertools.product(
         backends, dtypes, shapes, (False, True)

@@ -20,6 +20,7 @@ from analyses.benchmark_common import in_turn, needs_grad, peak_mb
 from analyses.benchmark_ways import tune_plain
 from analyses.result import Result
 from lahis_tl.access import frozen
+from lahis_tl.models import transformer_lens_version
 from lahis_tl.models.sources import open_source
 from lahis_tl.pairs import EncodedPair, encode_pairs, pad_pairs
 from lahis_tl.questions import load_questions, question_pair
@@ -64,7 +65,7 @@ def run(
 
     Heads are spread over all layers, so that the gradient runs through the whole model: the dearest choice.
     """
-    if lt.models.transformer_lens_version().major >= 4:
+    if transformer_lens_version().major >= 4:
         backends = ("bridge",)
     options: dict[str, Any] = {"revision": None, "trust_remote_code": False}
     source = open_source(

@@ -92,8 +92,8 @@ def memory_estimate(
     with the square); its coefficients come from texts of 32, 64 and 96 tokens of this very model, in its
     class and dtype. The loss goes by blocks of bounded size and is reckoned apart.
 
-    Reckoned are the bytes of tensors, which on a GPU is what its allocator hands out. A process on Linux may hold up to
-    1.8 times as much, in pieces that its allocator cannot use again; with ``MALLOC_MMAP_THRESHOLD_=1048576`` set in its
+    Reckoned are the bytes of tensors, which on a GPU is what its allocator hands out. A process on Linux may hold 1.3
+    to 2.7 times as much, in pieces that its allocator cannot use again; with ``MALLOC_MMAP_THRESHOLD_=1048576`` set in its
     environment it stays within 20 %, at some cost in time.
 
     >>> print(memory_estimate(model, corpus))                                    # doctest: +SKIP
