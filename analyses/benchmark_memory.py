@@ -104,7 +104,7 @@ def measure(
     """The estimate for one batch, and by how much this process grows at its peak; MB."""
     model = lt.load_model(name, backend=backend, dtype=dtype)
     ids = {"en": cut_texts(lt.tokenizer_of(model), tokens, texts)}
-    bounds = {"max_tokens": tokens, "batch_tokens": texts * tokens}
+    bounds: dict[str, Any] = {"max_tokens": tokens, "batch_tokens": texts * tokens}
     with lt.recomputed(model) if recompute else nullcontext():
         estimate = lt.memory_estimate(model, ids, **bounds)
 

@@ -93,8 +93,8 @@ def memory_estimate(
     class and dtype. The loss goes by blocks of bounded size and is reckoned apart.
 
     Reckoned are the bytes of tensors, which on a GPU is what its allocator hands out. A process on Linux may hold 1.3
-    to 2.7 times as much, in pieces that its allocator cannot use again; with ``MALLOC_MMAP_THRESHOLD_=1048576`` set in its
-    environment it stays within 20 %, at some cost in time.
+    to 2.7 times as much, in pieces that its allocator cannot use again; with ``MALLOC_MMAP_THRESHOLD_=1048576``
+    set in its environment it stays within 20 %, at some cost in time.
 
     >>> print(memory_estimate(model, corpus))                                    # doctest: +SKIP
     about 2.01 GB at the peak: weights 0.57 GB, activations of 8 x 128 tokens 1.30 GB, ...
