@@ -44,6 +44,7 @@ class Corpus:
         source: where it came from.
         history: what was done since: bounds, samples and splits with their seeds.
         dropped: language → number of near-empty or repeated texts left out.
+        origin: the options with which ``load_corpus`` read the source, so that it can be read again.
     """
 
     texts: Mapping[str, tuple[str, ...]]
@@ -51,6 +52,7 @@ class Corpus:
     source: str = "memory"
     dropped: Mapping[str, int] = field(default_factory=dict)
     history: tuple[str, ...] = ()
+    origin: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.texts:
@@ -101,6 +103,7 @@ class Corpus:
             "parallel": self.parallel,
             "dropped": dict(self.dropped),
             "history": list(self.history),
+            "origin": dict(self.origin),
             "fingerprints": {code: fingerprints(texts) for code, texts in self.texts.items()},
         }
 
@@ -214,6 +217,7 @@ def without_scored(corpus: Corpus, card: Mapping[str, Any]) -> Corpus:
         source=corpus.source,
         dropped=corpus.dropped,
         history=(*corpus.history, "without scored texts"),
+        origin=corpus.origin,
     )
 
 
@@ -244,6 +248,7 @@ def restored(corpus: Corpus, card: Mapping[str, Any]) -> Corpus:
         source=card["source"],
         dropped=card["dropped"],
         history=tuple(card["history"]),
+        origin=card.get("origin", {}),
     )
     if found.sha256 != card["sha256"]:
         raise CorpusError(
@@ -291,13 +296,27 @@ def load_corpus(
     Raises:
         CorpusError: an unknown or absent language, no such file, no such column, or no text left.
     """
+    given = {
+        "languages": None if languages is None else list(languages),
+        "n": n,
+        "seed": seed,
+        "split": split,
+        "text_column": text_column,
+        "language_column": language_column,
+        "id_column": id_column,
+        "config": config,
+        "revision": revision,
+        "min_chars": min_chars,
+    }
+    origin = {name: value for name, value in given.items() if value is not None}
     wanted = None if languages is None else [check_language(code) for code in languages]
     if wanted is not None and len(set(wanted)) < len(wanted):
         raise CorpusError(f"a language is named twice: {', '.join(wanted)}")
     if source == PLANTED:
         from lahis_tl import planted  # it makes a Corpus itself
 
-        return planted.planted_corpus(64 if n is None else n, seed, wanted)
+        made = planted.planted_corpus(64 if n is None else n, seed, wanted)
+        return replace(made, origin=origin)
     if isinstance(source, Mapping):
         table = from_mapping(source)
         name = "memory"
@@ -328,7 +347,7 @@ def load_corpus(
     table = normalise(table, name, wanted, text_column, language_column, id_column)
     wanted = wanted or list(dict.fromkeys(table["language"]))
     corpus = _clean(table, wanted, name, min_chars, parallel="id" in table)
-    corpus = replace(corpus, history=(f"min_chars={min_chars}",))
+    corpus = replace(corpus, history=(f"min_chars={min_chars}",), origin=origin)
     return corpus if n is None else corpus.sample(n, seed)
 
 

@@ -37,12 +37,9 @@ def batch_curvature(
     attention_mask = batch.attention_mask.to(device)
     counts = predicted_positions(attention_mask).sum(1)[:, None, None]
     mask = torch.ones(len(batch.keys), *grid.shape, device=device, requires_grad=True)
-    generator = torch.Generator(device).manual_seed(seed)
     found = []
     with frozen(model), torch.enable_grad(), masked(model, mask):
-        for output, gradient in _drawn(
-            model, batch.ids.to(device), attention_mask, draws, generator
-        ):
+        for output, gradient in _drawn(model, batch.ids.to(device), attention_mask, draws, seed):
             (score,) = torch.autograd.grad(output, mask, gradient, retain_graph=True)
             found.append((score.square() / counts).float().cpu())
     return torch.stack(found)
@@ -53,7 +50,7 @@ def _drawn(
     ids: Int[Tensor, "text pos"],
     attention_mask: Int[Tensor, "text pos"],
     draws: int,
-    generator: torch.Generator,
+    seed: int,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """The model's output, and for each draw the gradient of the drawn labels' summed NLL there."""
     counted = predicted_positions(attention_mask)
@@ -61,12 +58,14 @@ def _drawn(
     unembedding = unembedding_of(model)
     if unembedding is not None:
         hidden = final_hidden(model, ids, everywhere)[:, :-1][counted]
+        generator = torch.Generator(unembedding.weight.device).manual_seed(seed)
         gradients = drawn_label_gradients(hidden.detach(), unembedding, draws, generator)
         for gradient in gradients:
             yield hidden, gradient
         return
     logits = full_logits(model, ids, everywhere)[:, :-1][counted]
     p = logits.detach().float().softmax(-1)
+    generator = torch.Generator(p.device).manual_seed(seed)
     labels = torch.multinomial(p, draws, replacement=True, generator=generator)
     for drawn in labels.T:
         gradient = p.scatter_add(1, drawn[:, None], torch.full_like(p[:, :1], -1))

@@ -41,7 +41,8 @@ class MemoryEstimate:
         activations: what the forward pass keeps for the backward pass.
         working: the most that a layer holds besides, on the way back.
         loss: blocks of logits, and the gradient of the last hidden states.
-        available: bytes that were free when the estimate was made, weights being there already.
+        available: bytes that were free when the estimate was made, weights being there already; on the first device of
+            several.
         batch: texts and tokens each.
     """
 

@@ -62,6 +62,7 @@ def rerun(
     Args:
         path: gradients, scores made of them or of exact effects, or exact effects; the file or its card.
         corpus: where its texts are now, or the corpus; needed where they came from memory, a file or a folder.
+            Other sources, hub data sets included, are read again with the options on the card.
         model: the model, where it was not made by ``load_model``.
 
     Raises:
@@ -125,15 +126,25 @@ def _texts(card: Card, source: str | Path | None) -> Corpus:
         raise ArtifactError(
             f"the texts of this result came from {card['source']}; give them as corpus="
         )
-    name, _, revision = str(source or card["source"]).partition("@")
-    counts: Mapping[str, int] = card["texts"]
-    return load_corpus(name, list(counts), revision=revision or None, min_chars=1)
+    options = {"languages": list(card["texts"]), **card.get("origin", {})}
+    if source is None:
+        return load_corpus(card["source"].partition("@")[0], **options)
+    if Path(
+        source
+    ).exists():  # whole: the texts are known by their hashes, in whatever order they stand now
+        options.pop("n", None)
+    return load_corpus(source, **options)
 
 
 def _compare(old: Mapping[str, Tensor], new: Mapping[str, Tensor]) -> tuple[float, float]:
+    """The largest difference, infinite where one has a number and the other none; the largest old number."""
     difference, largest = 0.0, 0.0
     for name, values in old.items():
-        before, after = values.double().nan_to_num(), new[name].double().nan_to_num()
+        before, after = values.double(), new[name].double()
+        if before.shape != after.shape or not torch.equal(before.isnan(), after.isnan()):
+            difference = float("inf")
+            continue
+        before, after = before.nan_to_num(), after.nan_to_num()
         difference = max(difference, float((before - after).abs().max()))
         largest = max(largest, float(before.abs().max()))
     return difference, largest

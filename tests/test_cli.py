@@ -415,6 +415,45 @@ def test_fresh_starts_anew_and_resume_goes_on(checkpoint, tmp_path, monkeypatch)
     assert len(batches) == 3
 
 
+def test_tune_goes_on_and_starts_anew(checkpoint, tmp_path, monkeypatch):
+    from lahis_tl import tuning
+
+    pairs = tmp_path / "pairs.jsonl"
+    rows = [{"prompt": "the cat is", "target": " here"}, {"prompt": "le chat", "target": " dort"}]
+    pairs.write_text("\n".join(map(json.dumps, rows)))
+    arguments = [
+        "tune",
+        checkpoint("llama"),
+        pairs,
+        "--heads",
+        "L0H1",
+        "--validation",
+        0,
+        "--quiet",
+    ]
+    arguments += ["--epochs", 3, "--batch-size", 2, "-o", tmp_path / "mask.v1"]
+    real, epochs = tuning._Run.epoch, []
+
+    def limited(self, *others):
+        epochs.append(1)
+        if len(epochs) == stop_at:
+            raise KeyboardInterrupt
+        return real(self, *others)
+
+    monkeypatch.setattr(tuning._Run, "epoch", limited)
+    for way, expected in (("--resume", 1), ("--fresh", 3)):
+        epochs.clear()
+        stop_at = 3
+        assert run(*arguments).exit_code == 130
+        assert len(list((tmp_path / "mask.v1-parts").glob("part-*"))) == 3
+        epochs.clear()
+        stop_at = 0
+        done = run(*arguments, way)
+        assert done.exit_code == 0, done.output
+        assert len(epochs) == expected
+        assert not (tmp_path / "mask.v1-parts").exists()
+
+
 def test_score_says_what_memory_it_takes_and_recomputes(checkpoint, tmp_path):
     arguments = ["score", checkpoint("llama"), "-l", "en", "-n", 2, "--max-tokens", 8, "--quiet"]
     plain = run(*arguments, "-o", tmp_path / "a")

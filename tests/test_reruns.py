@@ -2,8 +2,10 @@
 
 import copy
 import json
+import random
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from torch import nn
@@ -77,6 +79,38 @@ def test_texts_of_a_file_are_found_again_by_their_fingerprints(
     done = CliRunner().invoke(cli.app, ["rerun", str(path), "--corpus", str(file), "--quiet"])
     assert done.exit_code == 0, done.output
     assert "the same to the bit" in done.output
+
+
+def test_a_hub_data_set_is_read_again_as_it_was(
+    speaker: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundled, asked = lt.load_corpus("bundled", ["en"])["en"], []
+
+    def from_hub(name, languages, n, seed, *others):
+        asked.append((name, n, seed, others))
+        assert n is not None, "as Wikipedia, which is too large to be read whole"
+        order = random.Random(seed).sample(bundled, n)
+        return pd.DataFrame([{"language": "en", "text": text} for text in order]), None
+
+    monkeypatch.setattr("lahis_tl.corpora.from_hub", from_hub)
+    corpus = lt.load_corpus(
+        "wikimedia/wikipedia", ["en"], n=9, seed=4, config="20231101.{language}", revision="abc"
+    )
+    scored, _ = corpus.split(3, seed=1)
+    path = lt.head_gradients(speaker, scored, max_tokens=12, progress=False).save(tmp_path / "g")
+    assert lt.rerun(path, progress=False).difference == 0.0
+    assert asked[0] == asked[1]
+
+
+def test_a_number_that_is_not_there_any_more_is_a_difference(
+    speaker: nn.Module, corpus: lt.Corpus, tmp_path: Path
+) -> None:
+    old = results(speaker, corpus)["effects"]
+    layer, head = old.heads[0]
+    old.effects["en"][0, layer, head] = float("nan")
+    assert lt.rerun(old.save(tmp_path / "old"), model=speaker, progress=False).difference == float(
+        "inf"
+    )
 
 
 def test_what_cannot_be_run_again_says_why(

@@ -141,8 +141,8 @@ def drop_parts(folder: Path) -> None:
 
     from lahis_tl.processes import is_main
 
-    if is_main():
-        shutil.rmtree(folder, ignore_errors=True)
+    if is_main() and folder.exists():
+        shutil.rmtree(folder)
 
 
 def split_codes(languages: str | None) -> list[str] | None:

@@ -204,7 +204,7 @@ def tune(
         else heads_of(chosen, str(heads), of or "", grid)
     )
     typer.echo(f"{len(members)} heads, {len(train)} pairs, {len(held_out)} for validation")
-    parts = parts_folder(out.with_name(f"{out.stem}-parts"), fresh)
+    parts = parts_folder(out.with_name(f"{out.name}-parts"), fresh)
     with recomputed(loaded) if recompute else nullcontext():
         tuned = tune_mask(
             loaded,
