@@ -52,7 +52,7 @@ class Corpus:
     source: str = "memory"
     dropped: Mapping[str, int] = field(default_factory=dict)
     history: tuple[str, ...] = ()
-    origin: Mapping[str, Any] = field(default_factory=dict)
+    origin: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
         if not self.texts:
