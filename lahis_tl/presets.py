@@ -65,6 +65,11 @@ class ModelPreset:
         embeddings = (1 if self.tied else 2) * self.d_vocab * self.d_model
         return self.n_layers * layer + embeddings + self.d_model
 
+    @property
+    def small(self) -> bool:
+        """Fewer than 10⁹ weights: not of the paper's kind, and cheap to hold in float32."""
+        return self.parameters < 1e9
+
     def weight_gb(self, dtype: str | None = None) -> float:
         """Memory of the weights alone, in GB (10⁹ bytes).
 

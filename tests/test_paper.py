@@ -12,11 +12,12 @@ from torch import nn
 
 import lahis_tl as lt
 from analyses import generating, paper
-from analyses.paper_claims import CLAIMS, NOT_SEEN, SEEN, UNDECIDED, Evidence, together
-from analyses.paper_plan import SIZES as SIZES_OF
-from analyses.paper_plan import differences, make_plan
-from analyses.paper_render import Fold, markdown, page
-from analyses.paper_report import PROTOCOLS, TITLES
+from analyses.paper import steps
+from analyses.paper.claims import CLAIMS, NOT_SEEN, SEEN, UNDECIDED, Evidence, together
+from analyses.paper.plan import SIZES as SIZES_OF
+from analyses.paper.plan import differences, make_plan
+from analyses.paper.render import Fold, markdown, page
+from analyses.paper.report import PROTOCOLS, TITLES
 from lahis_tl.errors import ArtifactError
 from lahis_tl.presets import PRESETS
 
@@ -123,16 +124,16 @@ def test_what_was_interrupted_goes_on(
     speaker: nn.Module, pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed in the middle of an experiment: what stood before stays, the experiment itself is taken up again."""
-    real = paper.run_step
+    real = steps.run_step
 
     def killed(plan, folder, name, protocol, *rest):
         if (name, protocol) == ("perplexity", "authors"):
             monkeypatch.setattr(
-                "analyses.paper_authors.mean_exp_perplexity", lambda *_: 1 / 0 if _ else None
+                "analyses.paper.authors.mean_exp_perplexity", lambda *_: 1 / 0 if _ else None
             )
         return real(plan, folder, name, protocol, *rest)
 
-    monkeypatch.setattr(paper, "run_step", killed)
+    monkeypatch.setattr(steps, "run_step", killed)
     only = ("heads", "perplexity")
     with pytest.raises(ZeroDivisionError):
         start(speaker, tmp_path, only=only)
@@ -157,7 +158,7 @@ def test_an_experiment_that_is_refused_is_reported_with_the_reason(
     def refuses(*_, **__):
         raise lt.CorpusError("rule authors finds no heads specific to fr")
 
-    monkeypatch.setattr(paper.attention_transfer, "run", refuses)
+    monkeypatch.setattr(steps.attention_transfer, "run", refuses)
     text = start(speaker, tmp_path, only=("transfer",)).read_text()
     assert "Not run: rule authors finds no heads specific to fr" in text
     assert "not run: rule authors finds no heads specific to fr | **not run** |" in text

@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from analyses.paper_claims import (
+from analyses.paper.claims import (
     CLAIMS,
     NOT_SEEN,
     OFF_TARGET,
@@ -20,10 +20,10 @@ from analyses.paper_claims import (
     XQUAD,
     together,
 )
-from analyses.paper_deviations import deviations, small_model
-from analyses.paper_plan import Plan
-from analyses.paper_render import Block, Fold, Picture, Section, markdown, page
-from analyses.paper_tables import shown_tables
+from analyses.paper.deviations import deviations, small_model
+from analyses.paper.plan import Plan
+from analyses.paper.render import Block, Fold, Picture, Section, markdown, page
+from analyses.paper.tables import shown_tables
 from lahis_tl.artifacts import write_atomically
 
 TITLES = {
@@ -115,7 +115,7 @@ def sections(folder: Path, plan: Plan, steps: Mapping[tuple[str, str], Step]) ->
             found.append((3, called, _step_blocks(plan, name, protocol, steps, bool(wanted))))
     found.append((2, "The paper's figures beside ours", _beside(plan, steps)))
     found.append((2, "What differs from the authors' settings", [deviations(plan)]))
-    if plan.known is None or plan.known.parameters < 1e9:
+    if plan.known is None or plan.known.small:
         found.append((2, "Why a small model may differ", [small_model(plan.known)]))
     found.append((2, "Settings", [_settings(plan)]))
     found.append((2, "Time and memory", [_costs(steps), _COSTS]))

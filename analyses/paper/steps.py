@@ -1,13 +1,5 @@
-"""Every experiment of the paper on one model, in the authors' protocol and in a sound one, in one report.
+"""Runs what is not finished of a plan, experiment by experiment, each in both protocols."""
 
-    python -m analyses.paper --model smollm2 --quick
-    python -m analyses.paper --model llama-3.2-3b --out out/llama
-    python -m analyses.paper --model smollm2 --docs docs/paper     # a small report of what is there already
-
-Interrupt it and give the same command again: what is finished is kept. The report is written after every experiment.
-"""
-
-import argparse
 import json
 import logging
 import resource
@@ -25,13 +17,13 @@ from analyses import (
     attention_transfer,
     general_heads,
     off_target,
-    paper_heads,
     perplexity,
     selectivity,
     xquad_mask,
 )
-from analyses.paper_authors import AuthorsProtocol
-from analyses.paper_plan import (
+from analyses.paper import heads
+from analyses.paper.authors import AuthorsProtocol
+from analyses.paper.plan import (
     AUTHORS,
     EXPERIMENTS,
     SOUND,
@@ -40,14 +32,13 @@ from analyses.paper_plan import (
     make_plan,
     refuse_other,
 )
-from analyses.paper_report import write_report
+from analyses.paper.report import write_report
 from analyses.result import Result
 from lahis_tl.access import LensModel
 from lahis_tl.artifacts import write_atomically
 from lahis_tl.errors import ArtifactError, LahisError, ModelError
-from lahis_tl.presets import PRESETS
 
-logger = logging.getLogger("analyses.paper")  # also where it is run as __main__
+logger = logging.getLogger(__name__)
 
 # Figures that the report shows, by experiment.
 _SHOWN = {
@@ -224,7 +215,7 @@ def _sound(
         return _perplexities(plan, model, codes, options)
     options |= {key: value for key, value in plan.sizes[name].items() if key != "languages"}
     if name == "heads":
-        return paper_heads.run(model, codes, **options)
+        return heads.run(model, codes, **options)
     options["checkpoint"] = parts
     if name == "summaries":
         return general_heads.run(model, codes, source=plan.sources["summaries"], **options)
@@ -246,33 +237,3 @@ def _perplexities(
     verdict = f"{own.verdict} {crossed.verdict}"
     card = {**own.card, "crossed": crossed.card}
     return Result("perplexity", tables, figures, verdict, card)
-
-
-def main() -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument(
-        "--model", default="smollm2", help=f"{', '.join(PRESETS)}, or any name or path"
-    )
-    parser.add_argument("--quick", action="store_true", help="a small run that shows the whole way")
-    parser.add_argument("--out", type=Path, help="folder (default: out/paper/NAME)")
-    parser.add_argument("--only", nargs="+", choices=EXPERIMENTS, default=EXPERIMENTS)
-    parser.add_argument("--languages", help="comma-separated codes, as in en,fr")
-    parser.add_argument("--dtype", help="default: the preset's, bfloat16")
-    parser.add_argument("--data", default="auto", choices=("auto", "bundled", "hub"))
-    parser.add_argument("--preset", choices=tuple(PRESETS), help="what a local folder holds")
-    parser.add_argument("--docs", type=Path, help="folder for a small Markdown report as well")
-    parser.add_argument("--seed", type=int, default=0)
-    given = vars(parser.parse_args())
-    logging.basicConfig(format="%(message)s")
-    logger.setLevel(logging.INFO)
-    if given["languages"]:
-        given["languages"] = tuple(given["languages"].split(","))
-    report = run(**given)
-    print(f"Written to {report} and {report.with_suffix('.html')}")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,6 +1,6 @@
 """What a run of ``analyses.paper`` does otherwise than the authors, and why a small model may answer otherwise."""
 
-from analyses.paper_plan import Plan
+from analyses.paper.plan import Plan
 from lahis_tl.presets import ModelPreset
 
 

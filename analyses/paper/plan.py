@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import lahis_tl as lt
-from analyses.paper_authors import WIKIPEDIA
+from analyses.paper.authors import WIKIPEDIA
 from lahis_tl.artifacts import write_atomically
 from lahis_tl.errors import ArtifactError
+from lahis_tl.models import has_bfloat16_arithmetic
 from lahis_tl.presets import PRESETS, ModelPreset, preset_of
+from lahis_tl.processes import local_device
 from lahis_tl.questions import XQUAD, load_questions
 from lahis_tl.tasks import XLSUM, summary_languages, summary_tasks
 from lahis_tl.transfer import transfer_languages
@@ -152,13 +154,21 @@ def make_plan(
         model=model,
         known=known,
         languages=chosen,
-        dtype=dtype or (known.dtype if known else "bfloat16"),
+        dtype=dtype or _fast_dtype(known),
         size=size,
         sizes={name: {**own, **changed.get(name, {})} for name, own in SIZES[size].items()},
         sources=sources,
         wanted=wanted,
         seed=seed,
     )
+
+
+def _fast_dtype(known: ModelPreset | None) -> str:
+    """The preset's; float32 for a small model on a processor that has no arithmetic for bfloat16."""
+    if known is None:
+        return "bfloat16"
+    emulated = local_device() == "cpu" and not has_bfloat16_arithmetic()
+    return "float32" if emulated and known.small else known.dtype
 
 
 _BUNDLED = {"texts": "bundled", "summaries": "bundled", "questions": "bundled"}
