@@ -50,6 +50,7 @@ def run(
     seed: int = 0,
     dtype: str = "float32",
     checkpoint: str | Path | None = "out/attention_transfer/parts",
+    gradients: str | Path | None = None,
     progress: bool = True,
     **rule_options: Any,
 ) -> Result:
@@ -57,6 +58,7 @@ def run(
 
     Args:
         n, max_tokens: texts a language that heads are scored on, and where they are cut.
+        gradients: a folder of gradients that experiments share; nothing is kept if None.
         prompts: of every relation and ordered pair of languages.
         question: language of the question; the paper's is English.
         enhance, weaken: factors of the first and the second language's heads.
@@ -75,6 +77,7 @@ def run(
         rule,
         seed,
         rule_options,
+        gradients,
         max_tokens=max_tokens,
         progress=progress,
     )

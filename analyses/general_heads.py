@@ -59,6 +59,7 @@ def run(
     seed: int = 0,
     dtype: str = "float32",
     checkpoint: str | Path | None = "out/general_heads/parts",
+    gradients: str | Path | None = None,
     progress: bool = True,
     **rule_options: Any,
 ) -> Result:
@@ -66,6 +67,7 @@ def run(
 
     Args:
         n, max_tokens: texts a language that heads are scored on, and where they are cut.
+        gradients: a folder of gradients that experiments share; nothing is kept if None.
         prompts: texts to sum up, a language; none that was scored.
         source: ``bundled``, or ``csebuetnlp/xlsum`` from the hub.
         measure: ``chrf``, or ``bertscore`` (needs bert-score and an encoder from the hub).
@@ -86,6 +88,7 @@ def run(
         method=method,
         rule=rule,
         rule_options=rule_options,
+        gradients=gradients,
         seed=seed,
         max_tokens=max_tokens,
         identify=identify,

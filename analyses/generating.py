@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -48,6 +49,7 @@ def set_up(
     method: str,
     rule: str,
     rule_options: Mapping[str, Any],
+    gradients: str | Path | None,
     seed: int,
     max_tokens: int,
     max_new_tokens: int,
@@ -68,6 +70,7 @@ def set_up(
         rule,
         seed,
         rule_options,
+        gradients,
         max_tokens=max_tokens,
         progress=progress,
     )

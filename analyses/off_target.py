@@ -60,6 +60,7 @@ def run(
     seed: int = 0,
     dtype: str = "float32",
     checkpoint: str | Path | None = "out/off_target/parts",
+    gradients: str | Path | None = None,
     progress: bool = True,
     **rule_options: Any,
 ) -> Result:
@@ -67,6 +68,7 @@ def run(
 
     Args:
         n, max_tokens: texts a language that heads are scored on, and where they are cut.
+        gradients: a folder of gradients that experiments share; nothing is kept if None.
         prompts: of every task and language.
         factor: what heads are multiplied by.
         draws: matched random sets for each condition and language.
@@ -87,6 +89,7 @@ def run(
         method=method,
         rule=rule,
         rule_options=rule_options,
+        gradients=gradients,
         seed=seed,
         max_tokens=max_tokens,
         identify=identify,

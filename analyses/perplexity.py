@@ -7,6 +7,7 @@ byte too, with intervals, paired differences, and a distribution of matched rand
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -24,11 +25,13 @@ def run(
     n: int = 48,
     test_texts: int = 16,
     max_tokens: int = 64,
+    test_tokens: int | None = None,
     method: str = "lahis",
     rule: str = "authors",
     draws: int = 50,
     seed: int = 0,
     dtype: str = "float32",
+    gradients: str | Path | None = None,
     progress: bool = True,
     **rule_options: Any,
 ) -> Result:
@@ -36,15 +39,18 @@ def run(
 
     Args:
         dtype: to load the model in; bfloat16 is faster where the processor has arithmetic for it.
-        n: scoring texts a language; ``test_texts`` others are for testing.
+        n, max_tokens: scoring texts a language, and where they are cut.
+        test_texts, test_tokens: others, for testing, and where they are cut; as the former if None.
+        gradients: a folder of gradients that experiments share; nothing is kept if None.
         method, rule, rule_options: how heads are scored and chosen.
         draws: random sets, matched in layers to each language's heads.
     """
     model = model_of(model, dtype=dtype)
     options: dict[str, Any] = {"max_tokens": max_tokens, "progress": progress}
     grads, heads, testing = choose_and_set_aside(
-        model, languages, n, test_texts, method, rule, seed, rule_options, **options
+        model, languages, n, test_texts, method, rule, seed, rule_options, gradients, **options
     )
+    options["max_tokens"] = test_tokens or max_tokens
     plain = lt.perplexity(model, testing, **options)
     sets = {
         f"{code} heads": heads.specific[code] for code in languages if len(heads.specific[code])

@@ -6,7 +6,7 @@ import inspect
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -144,22 +144,43 @@ def choose_and_set_aside(
     rule: str,
     seed: int,
     rule_options: Mapping[str, Any],
+    gradients: str | Path | None = None,
     **options: Any,
 ) -> tuple[lt.HeadGradients, lt.LanguageHeads, lt.Corpus]:
     """Gradients on ``n`` bundled texts a language, heads by a score and a rule, and other texts to test on.
 
     Args:
         method: the score; for the tested rule, what it tests.
+        gradients: see ``shared_gradients``.
         options: of ``head_gradients``.
     """
     scoring, rest = lt.load_corpus("bundled", languages).split(n, seed=seed)
-    grads = lt.head_gradients(model, scoring, **options)
+    grads = shared_gradients(model, scoring, gradients, **options)
     heads = (
         lt.language_heads(grads, rule, method=method, **rule_options)
         if rule == "tested"
         else lt.language_heads(lt.score(grads, method), rule, **rule_options)
     )
     return grads, heads, rest.sample(test_texts, seed=seed)
+
+
+def shared_gradients(
+    model: LensModel, scoring: lt.Corpus, folder: str | Path | None, **options: Any
+) -> lt.HeadGradients:
+    """``head_gradients``, kept in a folder language by language for other experiments on the same texts.
+
+    Args:
+        folder: of gradients of this model; None keeps nothing.
+    """
+    if folder is None:
+        return lt.head_gradients(model, scoring, **options)
+    found = []
+    for code in scoring.languages:
+        texts = scoring.select([code])
+        place = Path(folder) / f"{code}-{texts.sha256[:12]}-{options.get('max_tokens')}"
+        found.append(lt.head_gradients(model, texts, checkpoint=place, **options))
+    together = lt.HeadGradients.side_by_side(found)
+    return replace(together, card={**together.card, "corpus": scoring.card})
 
 
 def scored_ids(languages: Sequence[str], n: int, seed: int) -> frozenset[str]:

@@ -8,6 +8,7 @@ and more heads, and factors from 0 to 3.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -23,6 +24,7 @@ def run(
     n: int = 48,
     test_texts: int = 12,
     max_tokens: int = 64,
+    test_tokens: int | None = None,
     method: str = "lahis",
     rule: str = "contrastive",
     draws: int = 50,
@@ -30,6 +32,7 @@ def run(
     seed: int = 0,
     sweeps: bool = True,
     dtype: str = "float32",
+    gradients: str | Path | None = None,
     progress: bool = True,
     **rule_options: Any,
 ) -> Result:
@@ -37,7 +40,9 @@ def run(
 
     Args:
         dtype: to load the model in; bfloat16 is faster where the processor has arithmetic for it.
-        n: scoring texts a language; of the bundled 80, ``test_texts`` others are for testing.
+        n, max_tokens: scoring texts a language, and where they are cut.
+        test_texts, test_tokens: others of the bundled 80, for testing, and where they are cut; as the former if None.
+        gradients: a folder of gradients that experiments share; nothing is kept if None.
         method, rule, rule_options: how heads are scored and chosen; for the tested rule ``method`` is what
             it tests.
         draws, match: random sets for each language, see ``matched_random_heads``; where a set is of one or two
@@ -47,8 +52,9 @@ def run(
     model = model_of(model, dtype=dtype)
     options: dict[str, Any] = {"max_tokens": max_tokens, "progress": progress}
     grads, heads, testing = choose_and_set_aside(
-        model, languages, n, test_texts, method, rule, seed, rule_options, **options
+        model, languages, n, test_texts, method, rule, seed, rule_options, gradients, **options
     )
+    options["max_tokens"] = test_tokens or max_tokens
     options |= {"seed": seed, "match": match}
     result = lt.selectivity(model, heads, testing, draws=draws, **options)
     tables = {

@@ -11,7 +11,7 @@ from test_statistics import gradients_of, noise
 
 import lahis_tl as lt
 from analyses import faithfulness, perplexity, planted, selectivity, stability
-from analyses.result import Parts, Result
+from analyses.result import Parts, Result, shared_gradients
 from lahis_tl.planted import planted_truth
 
 
@@ -191,3 +191,24 @@ def test_parts_are_read_again_under_the_same_settings_alone(tmp_path):
 
 def made_rows(value):
     return [{"value": value, "text": "a\u2028b", "nothing": None}]
+
+
+def test_gradients_are_shared_language_by_language(model, tmp_path, monkeypatch):
+    """Experiments on some of the languages find what another has scored, and get what they would have made."""
+    corpus, options = lt.load_corpus("bundled", LANGUAGES, 6), {"max_tokens": 24, "progress": False}
+    alone = shared_gradients(model, corpus, None, **options)
+    first = shared_gradients(model, corpus, tmp_path, **options)
+    assert first.languages == list(LANGUAGES)
+    assert first.card["corpus"] == corpus.card
+    for code in LANGUAGES:
+        torch.testing.assert_close(first[code], alone[code], rtol=1e-4, atol=1e-6)
+
+    monkeypatch.setattr("lahis_tl.gradients.batch_gradients", lambda *_: pytest.fail("made again"))
+    few = corpus.select(LANGUAGES[1:])
+    again = shared_gradients(model, few, tmp_path, **options)
+    assert again.languages == list(LANGUAGES[1:])
+    assert torch.equal(again["qac"], first["qac"])
+    with pytest.raises(
+        pytest.fail.Exception, match="made again"
+    ):  # other bounds are other gradients
+        shared_gradients(model, few, tmp_path, max_tokens=20, progress=False)

@@ -25,16 +25,14 @@ LANGUAGES = ("en", "fr", "es")
 SIZES = {
     "authors": {"texts": 4, "test_texts": 2, "max_tokens": 24, "quantile": 0.8, "summaries": 1}
     | {"summary_tokens": 10, "jobs": 1, "tuning": 2, "questions": 2},
-    "heads": {"n": 5, "max_tokens": 24, "draws": 5, "permutations": 100, "top_k": 4},
-    "perplexity": {"n": 5, "test_texts": 2, "max_tokens": 24, "draws": 3, "quantile": 0.8},
-    "selectivity": {"n": 5, "test_texts": 2, "max_tokens": 24, "draws": 3, "fraction": 0.25},
-    "summaries": {"n": 5, "prompts": 1, "draws": 2, "max_new_tokens": 8, "max_tokens": 24}
-    | {"fraction": 0.1},
-    "transfer": {"n": 5, "prompts": 1, "draws": 2, "factors": (2.0,), "max_tokens": 24}
-    | {"fraction": 0.1},
-    "off_target": {"n": 5, "prompts": 1, "draws": 2, "max_new_tokens": 8, "max_tokens": 24}
-    | {"fraction": 0.1},
-    "xquad": {"n": 5, "epochs": 1, "random_sets": 1, "top_k": 4, "max_tokens": 24}
+    "scoring": {"n": 5, "max_tokens": 24},
+    "heads": {"draws": 5, "permutations": 100, "top_k": 4},
+    "perplexity": {"test_texts": 2, "draws": 3, "quantile": 0.8},
+    "selectivity": {"test_texts": 2, "draws": 3, "fraction": 0.25},
+    "summaries": {"prompts": 1, "draws": 2, "max_new_tokens": 8, "fraction": 0.1},
+    "transfer": {"prompts": 1, "draws": 2, "factors": (2.0,), "fraction": 0.1},
+    "off_target": {"prompts": 1, "draws": 2, "max_new_tokens": 8, "fraction": 0.1},
+    "xquad": {"epochs": 1, "random_sets": 1, "top_k": 4}
     | {"shares": (0.1, 0.05, 0.05), "max_new_tokens": 4},
 }
 
@@ -106,6 +104,9 @@ def test_every_experiment_in_both_protocols_and_one_report(
     assert len(shown) >= 10
     assert all((docs / path).is_file() and "/" not in path for path in shown)
 
+    # Every language was scored once, for all experiments.
+    assert len(list((out / "gradients").iterdir())) == len(LANGUAGES)
+
     # A second start computes nothing, and does not even load the model.
     def never(*_, **__):
         raise AssertionError("everything is finished")
@@ -116,8 +117,10 @@ def test_every_experiment_in_both_protocols_and_one_report(
     # Other settings are refused, the difference named.
     with pytest.raises(ArtifactError, match=r"languages is \['en', 'fr', 'es'\] there, \['en'"):
         start(speaker, out, languages=("en", "fr"))
-    with pytest.raises(ArtifactError, match=r"sizes\.heads\.n is 5 there, 6 asked.*another --out"):
-        start(speaker, out, sizes={**SIZES, "heads": {**SIZES["heads"], "n": 6}})
+    with pytest.raises(
+        ArtifactError, match=r"sizes\.scoring\.n is 5 there, 6 asked.*another --out"
+    ):
+        start(speaker, out, sizes={**SIZES, "scoring": {**SIZES["scoring"], "n": 6}})
 
 
 def test_what_was_interrupted_goes_on(

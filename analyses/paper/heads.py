@@ -2,13 +2,14 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
 
 import lahis_tl as lt
-from analyses.result import Result
+from analyses.result import Result, shared_gradients
 from lahis_tl.access import LensModel
 from lahis_tl.scores import method_for, reduce_rows
 from lahis_tl.selection import authors_rule
@@ -26,12 +27,13 @@ def run(
     draws: int = 500,
     permutations: int = 20_000,
     seed: int = 0,
+    gradients: str | Path | None = None,
     progress: bool = True,
 ) -> Result:
     """Float32 scores at a fixed mask, with intervals: general heads beside chance, specific heads by a permutation
     test, overlap of the languages' best heads beside chance."""
     corpus, _ = lt.load_corpus("bundled", languages).split(n, seed=seed)
-    grads = lt.head_gradients(model, corpus, max_tokens=max_tokens, progress=progress)
+    grads = shared_gradients(model, corpus, gradients, max_tokens=max_tokens, progress=progress)
     scores = lt.score(grads, method)
     heads = lt.language_heads(scores, quantile=quantile)
     tested = lt.language_heads(grads, "tested", method=method, permutations=permutations, seed=seed)

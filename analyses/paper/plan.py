@@ -28,33 +28,36 @@ _THEIR_SETTINGS = {
     "transfer_fraction": 0.01,
     "tuned_fraction": 0.02,
 }
-# ``languages``: only the first so many.
+# ``scoring``: the texts of the sound protocol's scores, the same for all experiments but the questions, which are
+# about some of them. ``languages``: only the first so many.
 SIZES: dict[str, dict[str, dict[str, Any]]] = {
     "quick": {
         AUTHORS: _THEIR_SETTINGS
-        | {"texts": 16, "test_texts": 8, "max_tokens": 48, "summaries": 3, "summary_tokens": 24}
-        | {"jobs": 2, "tuning": 8, "questions": 12},
-        "heads": {"n": 24, "max_tokens": 48, "draws": 200, "permutations": 4000},
-        "perplexity": {"n": 24, "test_texts": 8, "max_tokens": 32, "draws": 19},
-        "selectivity": {"n": 24, "test_texts": 6, "max_tokens": 32, "draws": 19},
-        "summaries": {"n": 24, "prompts": 3, "draws": 3, "max_new_tokens": 24, "max_tokens": 48},
-        "transfer": {"n": 24, "prompts": 1, "draws": 19, "factors": (0.0, 2.0), "max_tokens": 48}
-        | {"relations": ("job",)},
-        "off_target": {"n": 24, "prompts": 1, "draws": 3, "max_new_tokens": 20, "max_tokens": 48},
-        "xquad": {"n": 24, "epochs": 2, "training_seeds": 1, "random_sets": 1, "max_tokens": 48}
-        | {"shares": (0.125, 0.083, 0.167), "top_k": 20, "max_new_tokens": 12, "languages": 2},
+        | {"texts": 16, "test_texts": 6, "max_tokens": 48, "summaries": 3, "summary_tokens": 20}
+        | {"jobs": 2, "tuning": 6, "questions": 8},
+        "scoring": {"n": 24, "max_tokens": 48},
+        "heads": {"draws": 200, "permutations": 4000},
+        "perplexity": {"test_texts": 6, "test_tokens": 32, "draws": 19, "languages": 3},
+        "selectivity": {"test_texts": 6, "test_tokens": 24, "draws": 19},
+        "summaries": {"prompts": 3, "draws": 2, "max_new_tokens": 20, "languages": 3},
+        "transfer": {"prompts": 1, "draws": 19, "factors": (0.0, 2.0), "relations": ("job",)}
+        | {"languages": 3},
+        "off_target": {"prompts": 1, "draws": 2, "max_new_tokens": 20, "languages": 3},
+        "xquad": {"epochs": 2, "training_seeds": 1, "random_sets": 1, "top_k": 20}
+        | {"shares": (0.083, 0.083, 0.125), "max_new_tokens": 12, "languages": 2},
     },
     "full": {
         AUTHORS: _THEIR_SETTINGS
         | {"texts": 48, "test_texts": 24, "max_tokens": 96, "summaries": 8, "summary_tokens": 80}
         | {"jobs": 5, "tuning": 24, "questions": 48},
-        "heads": {"n": 48, "max_tokens": 96},
-        "perplexity": {"n": 48, "test_texts": 12, "max_tokens": 48, "draws": 19},
-        "selectivity": {"n": 48, "test_texts": 6, "max_tokens": 48, "draws": 19},
-        "summaries": {"n": 48, "prompts": 4, "draws": 19, "max_new_tokens": 24},
-        "transfer": {"n": 48, "prompts": 1, "draws": 19},
-        "off_target": {"n": 48, "prompts": 2, "draws": 19, "max_new_tokens": 20, "languages": 4},
-        "xquad": {"n": 48, "epochs": 2, "training_seeds": 1, "random_sets": 2, "top_k": 20}
+        "scoring": {"n": 48, "max_tokens": 96},
+        "heads": {},
+        "perplexity": {"test_texts": 12, "test_tokens": 48, "draws": 19},
+        "selectivity": {"test_texts": 6, "test_tokens": 48, "draws": 19},
+        "summaries": {"prompts": 4, "draws": 19, "max_new_tokens": 24},
+        "transfer": {"prompts": 1, "draws": 19},
+        "off_target": {"prompts": 2, "draws": 19, "max_new_tokens": 20, "languages": 4},
+        "xquad": {"epochs": 2, "training_seeds": 1, "random_sets": 2, "top_k": 20}
         | {"shares": (0.3, 0.1, 0.4), "max_new_tokens": 12, "languages": 3},
     },
 }
@@ -105,6 +108,10 @@ class Plan:
         found |= {"size": self.size, "sizes": self.sizes, "sources": self.sources}
         found |= {"seed": self.seed, "version": lt.__version__}
         return json.loads(json.dumps(found))
+
+    def own_sizes(self, experiment: str) -> dict[str, Any]:
+        """What its ``run`` takes."""
+        return {k: v for k, v in self.sizes[experiment].items() if k != "languages"}
 
     def languages_of(self, protocol: str, experiment: str) -> list[str]:
         """Those of the languages that there are texts for, as many as the run's size takes."""

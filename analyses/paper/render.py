@@ -57,7 +57,7 @@ def markdown(found: Sequence[Section], place: Callable[[Picture], Path], base: P
             if path.is_file():
                 lines.append(f"![{block.alt}]({path.relative_to(base).as_posix()})\n")
         elif isinstance(block, Fold):
-            lines.append(f"<details><summary>{block.title}</summary>\n")
+            lines.append(f'<details markdown="1"><summary>{block.title}</summary>\n')
             for inner in block.blocks:
                 add(inner)
             lines.append("</details>\n")

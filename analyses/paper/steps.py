@@ -164,7 +164,7 @@ def run_step(
         result = (
             _of_authors(authors, name)
             if protocol == AUTHORS
-            else _sound(plan, name, model, codes, folder / "parts" / name, progress)
+            else _sound(plan, name, model, codes, folder, progress)
         )
     except (LahisError, ValueError) as error:
         logger.warning("%s, %s: not run: %s", name, protocol, error)
@@ -208,30 +208,34 @@ def _of_authors(authors: AuthorsProtocol, name: str) -> Result:
 
 
 def _sound(
-    plan: Plan, name: str, model: LensModel, codes: Sequence[str], parts: Path, progress: bool
+    plan: Plan, name: str, model: LensModel, codes: Sequence[str], folder: Path, progress: bool
 ) -> Result:
-    options: dict[str, Any] = {"seed": plan.seed, "progress": progress}
+    options: dict[str, Any] = {"seed": plan.seed, "progress": progress, **plan.sizes["scoring"]}
+    if name == "xquad":
+        options |= plan.own_sizes(name) | {"checkpoint": folder / "parts" / name}
+        return xquad_mask.run(model, codes, source=plan.sources["questions"], **options)
+    options["gradients"] = folder / "gradients"
     if name == "perplexity":
         return _perplexities(plan, model, codes, options)
-    options |= {key: value for key, value in plan.sizes[name].items() if key != "languages"}
+    options |= plan.own_sizes(name)
     if name == "heads":
         return heads.run(model, codes, **options)
-    options["checkpoint"] = parts
+    options["checkpoint"] = folder / "parts" / name
     if name == "summaries":
         return general_heads.run(model, codes, source=plan.sources["summaries"], **options)
     if name == "transfer":
         return attention_transfer.run(model, codes, **options)
-    if name == "off_target":
-        return off_target.run(model, codes, **options)
-    return xquad_mask.run(model, codes, source=plan.sources["questions"], **options)
+    return off_target.run(model, codes, **options)
 
 
 def _perplexities(
     plan: Plan, model: LensModel, codes: Sequence[str], options: Mapping[str, Any]
 ) -> Result:
     """Own heads by the authors' rule, and all languages' heads on all languages' texts by the contrastive one."""
-    own = perplexity.run(model, codes, **options, **plan.sizes["perplexity"])
-    crossed = selectivity.run(model, codes, sweeps=False, **options, **plan.sizes["selectivity"])
+    own = perplexity.run(model, codes, **options, **plan.own_sizes("perplexity"))
+    crossed = selectivity.run(
+        model, codes, sweeps=False, **options, **plan.own_sizes("selectivity")
+    )
     tables = {**crossed.tables, **own.tables}
     figures = {**own.figures, **crossed.figures}
     verdict = f"{own.verdict} {crossed.verdict}"
