@@ -109,7 +109,11 @@ class Corpus:
 
     def select(self, languages: Iterable[str]) -> "Corpus":
         """Only these languages, in this order."""
-        return replace(self, texts={language: self[language] for language in languages})
+        texts = {language: self[language] for language in languages}
+        dropped = {
+            language: self.dropped[language] for language in texts if language in self.dropped
+        }
+        return replace(self, texts=texts, dropped=dropped)
 
     def sample(self, n: int, seed: int = 0) -> "Corpus":
         """``n`` texts a language; of a parallel corpus the same rows for all.

@@ -12,8 +12,10 @@ from lahis_tl.artifacts import read_tensors, write_atomically, write_tensors
 from lahis_tl.errors import ArtifactError
 from lahis_tl.processes import exchange, is_main
 
-# A model is known by its weights, not by the name or path under which it was loaded.
+# A model is known by its weights, not by the name or path under which it was loaded; texts by their hash, not by how
+# they were read.
 _INCIDENTAL = ("checks", "versions", "machine", "name", "loaded_by", "fingerprints")
+_INCIDENTAL += ("source", "dropped", "history", "origin")
 
 
 class ShardStore:

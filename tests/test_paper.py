@@ -27,7 +27,7 @@ SIZES = {
     | {"summary_tokens": 10, "jobs": 1, "tuning": 2, "questions": 2},
     "scoring": {"n": 5, "max_tokens": 24},
     "heads": {"draws": 5, "permutations": 100, "top_k": 4},
-    "perplexity": {"test_texts": 2, "draws": 3, "quantile": 0.8},
+    "perplexity": {"test_texts": 2, "draws": 3, "quantile": 0.8, "languages": 2},
     "selectivity": {"test_texts": 2, "draws": 3, "fraction": 0.25},
     "summaries": {"prompts": 1, "draws": 2, "max_new_tokens": 8, "fraction": 0.1},
     "transfer": {"prompts": 1, "draws": 2, "factors": (2.0,), "fraction": 0.1},
