@@ -34,31 +34,31 @@ SIZES: dict[str, dict[str, dict[str, Any]]] = {
     "quick": {
         AUTHORS: _THEIR_SETTINGS
         | {"texts": 16, "test_texts": 6, "max_tokens": 48, "summaries": 3, "summary_tokens": 20}
-        | {"jobs": 2, "tuning": 6, "questions": 8},
+        | {"jobs": 2, "tuning": 4, "questions": 6},
         "scoring": {"n": 24, "max_tokens": 48},
         "heads": {"draws": 200, "permutations": 4000},
-        "perplexity": {"test_texts": 6, "test_tokens": 32, "draws": 19, "languages": 3},
-        "selectivity": {"test_texts": 6, "test_tokens": 24, "draws": 19},
+        "perplexity": {"test_texts": 4, "test_tokens": 32, "draws": 19, "languages": 3},
+        "selectivity": {"test_texts": 4, "test_tokens": 32, "draws": 19},
         "summaries": {"prompts": 3, "draws": 2, "max_new_tokens": 20, "languages": 3},
         "transfer": {"prompts": 1, "draws": 19, "factors": (0.0, 2.0), "relations": ("job",)}
         | {"languages": 3},
         "off_target": {"prompts": 1, "draws": 2, "max_new_tokens": 20, "languages": 3},
-        "xquad": {"epochs": 2, "training_seeds": 1, "random_sets": 1, "top_k": 20}
+        "xquad": {"epochs": 1, "training_seeds": 1, "random_sets": 1, "top_k": 20}
         | {"shares": (0.083, 0.083, 0.125), "max_new_tokens": 12, "languages": 2},
     },
     "full": {
         AUTHORS: _THEIR_SETTINGS
-        | {"texts": 48, "test_texts": 24, "max_tokens": 96, "summaries": 8, "summary_tokens": 80}
-        | {"jobs": 5, "tuning": 24, "questions": 48},
-        "scoring": {"n": 48, "max_tokens": 96},
+        | {"texts": 48, "test_texts": 16, "max_tokens": 64, "summaries": 6, "summary_tokens": 60}
+        | {"jobs": 5, "tuning": 16, "questions": 36},
+        "scoring": {"n": 48, "max_tokens": 64},
         "heads": {},
         "perplexity": {"test_texts": 12, "test_tokens": 48, "draws": 19},
-        "selectivity": {"test_texts": 6, "test_tokens": 48, "draws": 19},
-        "summaries": {"prompts": 4, "draws": 19, "max_new_tokens": 24},
+        "selectivity": {"test_texts": 8, "test_tokens": 32, "draws": 19},
+        "summaries": {"prompts": 3, "draws": 19, "max_new_tokens": 20},
         "transfer": {"prompts": 1, "draws": 19},
-        "off_target": {"prompts": 2, "draws": 19, "max_new_tokens": 20, "languages": 4},
-        "xquad": {"epochs": 2, "training_seeds": 1, "random_sets": 2, "top_k": 20}
-        | {"shares": (0.3, 0.1, 0.4), "max_new_tokens": 12, "languages": 3},
+        "off_target": {"prompts": 1, "draws": 19, "max_new_tokens": 20},
+        "xquad": {"epochs": 2, "training_seeds": 1, "random_sets": 1, "top_k": 20}
+        | {"shares": (0.3, 0.1, 0.3), "max_new_tokens": 12, "languages": 2},
     },
 }
 # Where the hub's data sets can be had: all languages, and as many texts as the authors take.
