@@ -13,15 +13,20 @@ from torch import nn
 import lahis_tl as lt
 from analyses import generating, paper
 from analyses.paper import steps
+from analyses.paper.authors import WIKIPEDIA
 from analyses.paper.claims import CLAIMS, NOT_SEEN, SEEN, UNDECIDED, Evidence, together
 from analyses.paper.plan import SIZES as SIZES_OF
 from analyses.paper.plan import differences, make_plan
 from analyses.paper.render import Fold, markdown, page
 from analyses.paper.report import PROTOCOLS, TITLES
+from analyses.result import scored_ids
 from lahis_tl.errors import ArtifactError
 from lahis_tl.presets import PRESETS
+from lahis_tl.tasks import summary_tasks
 
 LANGUAGES = ("en", "fr", "es")
+BUNDLED = {"texts": "bundled", "summaries": "bundled", "questions": "bundled"}
+AT_HAND = {"quick": BUNDLED, "full": BUNDLED, "paper": {**BUNDLED, "texts": WIKIPEDIA}}
 SIZES = {
     "authors": {"texts": 4, "test_texts": 2, "max_tokens": 24, "quantile": 0.8, "summaries": 1}
     | {"summary_tokens": 10, "jobs": 1, "tuning": 2, "questions": 2},
@@ -191,7 +196,7 @@ def test_languages_without_texts_are_left_out_of_an_experiment() -> None:
     plan = make_plan("aya-23-8b", None, None, False, "bundled", None, None, 0)
     assert plan.languages == PRESETS["aya-23-8b"].languages
     assert plan.languages_of("sound", "heads") == ["en", "es", "de", "zh", "hi", "vi"]
-    assert plan.languages_of("sound", "xquad") == ["en", "es", "de"], "of four, as many as are run"
+    assert plan.languages_of("sound", "xquad") == ["en", "es"], "of four, as many as are run"
     assert plan.languages_of("sound", "summaries") == ["en", "es", "de", "zh", "hi", "vi"]
     hub = replace(plan, sources={**plan.sources, "summaries": "csebuetnlp/xlsum"})
     assert hub.languages_of("sound", "summaries") == ["en", "es", "zh", "hi", "vi"]
@@ -203,6 +208,24 @@ def test_languages_without_texts_are_left_out_of_an_experiment() -> None:
     assert everything.languages_of("authors", "heads") == list(plan.languages)
     assert "ja" not in everything.languages_of("authors", "xquad")
     assert "th" in everything.languages_of("authors", "xquad")
+
+
+@pytest.mark.parametrize("size", SIZES_OF)
+def test_no_size_asks_for_more_texts_than_are_bundled(size: str, monkeypatch) -> None:
+    monkeypatch.setattr("analyses.paper.plan.reach", lambda: (AT_HAND[size], ()))
+    plan = make_plan("llama-3.2-3b", None, None, size == "quick", "auto", None, None, 0)
+    assert plan.size == size
+    scored = plan.sizes["scoring"]["n"]
+    for name, wanted in (("summaries", 8), ("off_target", 12)):
+        codes = plan.languages_of("sound", name)
+        _, aside = lt.load_corpus("bundled", codes).split(scored, seed=0)
+        prompts = plan.sizes[name]["prompts"]
+        assert len(aside.ids or ()) >= wanted + prompts, "those of the gate and of the task"
+        assert summary_tasks(codes, prompts, without=scored_ids(codes, scored, 0))
+    for name in ("perplexity", "selectivity"):
+        assert scored + plan.sizes[name]["test_texts"] <= 80
+    codes = plan.languages_of("authors", "summaries")
+    assert summary_tasks(codes, plan.sizes["authors"]["summaries"])
 
 
 def test_wrong_names_are_refused() -> None:

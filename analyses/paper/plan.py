@@ -61,14 +61,20 @@ SIZES: dict[str, dict[str, dict[str, Any]]] = {
         | {"shares": (0.3, 0.1, 0.3), "max_new_tokens": 12, "languages": 2},
     },
 }
-# Where the hub's data sets can be had: all languages, and as many texts as the authors take.
+# Where Wikipedia can be had, and so a machine for the paper's models is likely: as many texts as the authors take.
 SIZES["paper"] = {
-    name: {key: value for key, value in own.items() if key != "languages"}
-    for name, own in SIZES["full"].items()
-} | {
     AUTHORS: _THEIR_SETTINGS
     | {"texts": 1000, "test_texts": 1000, "max_tokens": 2048, "summaries": 500}
-    | {"summary_tokens": 80, "jobs": 10, "tuning": 200, "questions": 800}
+    | {"summary_tokens": 80, "jobs": 10, "tuning": 200, "questions": 800},
+    "scoring": {"n": 48, "max_tokens": 96},
+    "heads": {},
+    "perplexity": {"test_texts": 24, "test_tokens": 96, "draws": 39},
+    "selectivity": {"test_texts": 24, "test_tokens": 96, "draws": 39},
+    "summaries": {"prompts": 8, "draws": 19, "max_new_tokens": 80},
+    "transfer": {"prompts": 3, "draws": 39},
+    "off_target": {"prompts": 4, "draws": 19, "max_new_tokens": 40},
+    "xquad": {"epochs": 4, "training_seeds": 3, "random_sets": 5, "top_k": 20}
+    | {"shares": (0.4, 0.1, 0.5)},
 }
 
 
@@ -156,18 +162,27 @@ def make_plan(
     if quick and languages is None:
         readable = _bundled_languages()
         chosen = tuple(code for code in chosen if code in readable)[:4]
-    changed = sizes or {}
     return Plan(
         model=model,
         known=known,
         languages=chosen,
         dtype=dtype or _fast_dtype(known),
         size=size,
-        sizes={name: {**own, **changed.get(name, {})} for name, own in SIZES[size].items()},
+        sizes=_sizes(size, sources, sizes or {}),
         sources=sources,
         wanted=wanted,
         seed=seed,
     )
+
+
+def _sizes(
+    size: str, sources: Mapping[str, str], changed: Mapping[str, Mapping[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    found = {name: {**own, **changed.get(name, {})} for name, own in SIZES[size].items()}
+    if sources["summaries"] == "bundled":  # there are fewer than in XL-Sum
+        most = SIZES["full"][AUTHORS]["summaries"]
+        found[AUTHORS]["summaries"] = min(found[AUTHORS]["summaries"], most)
+    return found
 
 
 def _fast_dtype(known: ModelPreset | None) -> str:
