@@ -28,7 +28,7 @@ real: $(VENV)/installed  ## tests on the real model alone
 	$(BIN)/python -m pytest -m slow tests/test_smollm2.py
 
 doctest: $(VENV)/installed
-	$(BIN)/python -m pytest -q --doctest-modules lahis_tl
+	$(BIN)/python -m pytest -q --doctest-modules lahis_tl analyses
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

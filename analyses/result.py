@@ -224,6 +224,11 @@ def run_from_command_line(
     parser.add_argument("--max-tokens", type=int, help="longer texts are cut there")
     parser.add_argument("--draws", type=int, help="random head sets")
     parser.add_argument("--seed", type=int)
+    parser.add_argument(
+        "--gradients",
+        type=Path,
+        help="folder of gradients that experiments share (default: none kept)",
+    )
     shared = {action.dest for action in parser._actions}
     for setting, parameter in inspect.signature(run).parameters.items():
         kind = type(parameter.default)

@@ -18,7 +18,7 @@ import torch
 from scipy.stats import binomtest
 
 import lahis_tl as lt
-from analyses.result import Parts, Result, model_of, run_from_command_line, under
+from analyses.result import Parts, Result, model_of, run_from_command_line, shared_gradients, under
 from lahis_tl.access import LensModel
 from lahis_tl.heads import top_heads
 from lahis_tl.pairs import encode_pairs, target_losses
@@ -60,6 +60,7 @@ def run(
     seed: int = 0,
     dtype: str = "float32",
     checkpoint: str | Path | None = "out/xquad_mask/parts",
+    gradients: str | Path | None = None,
     progress: bool = True,
 ) -> Result:
     """Answers to unseen paragraphs' questions, under masks that were tuned on others.
@@ -67,6 +68,7 @@ def run(
     Args:
         n, max_tokens: texts a language of the bundled corpus that heads are scored on, and where they are cut;
             paragraphs that are asked about are not among them (the training ones, for languages it lacks).
+        gradients: a folder of gradients that experiments share; nothing is kept if None.
         source: of ``load_questions``.
         shares: of the paragraphs for training, validation (which keeps the best epoch) and testing.
         training_seeds: orders of the training pairs, for the best heads and for all heads; random sets have one each.
@@ -76,9 +78,9 @@ def run(
     model = model_of(model, dtype=dtype)
     questions = load_questions(source, languages)
     train, valid, test = split_by_paragraph(questions, shares, seed)
-    scores = lt.score(
-        _gradients(model, languages, questions, train, n, max_tokens, seed, progress), method
-    )
+    scoring = _scoring_texts(languages, questions, train, n, seed)
+    bounds: dict[str, Any] = {"max_tokens": max_tokens, "progress": progress}
+    scores = lt.score(shared_gradients(model, scoring, gradients, **bounds), method)
     best = {code: top_heads(scores[code], top_k) for code in languages}
     options: dict[str, Any] = {"epochs": epochs, "learning_rate": learning_rate}
     card: dict[str, Any] = {"model": scores.card["model"]}
@@ -165,17 +167,14 @@ def run(
     return Result("xquad_mask", tables, figures, verdict, card, {"answers": records})
 
 
-def _gradients(
-    model: LensModel,
+def _scoring_texts(
     languages: Sequence[str],
     questions: Mapping[str, Sequence[Question]],
     train: Mapping[str, Sequence[Question]],
     n: int,
-    max_tokens: int,
     seed: int,
-    progress: bool,
-) -> lt.HeadGradients:
-    """Of bundled texts that no question is about; of the training paragraphs in languages that are not bundled."""
+) -> lt.Corpus:
+    """Bundled texts that no question is about; the training paragraphs in languages that are not bundled."""
     bundled = lt.load_corpus("bundled")
     if set(languages) <= set(bundled.languages):
         corpus = bundled.select(languages)
@@ -189,8 +188,7 @@ def _gradients(
     else:
         texts = {c: list(dict.fromkeys(q.context for q in train[c])) for c in languages}
     fewest = min(map(len, texts.values()))
-    scoring = lt.load_corpus(texts).sample(min(n, fewest), seed)
-    return lt.head_gradients(model, scoring, max_tokens=max_tokens, progress=progress)
+    return lt.load_corpus(texts).sample(min(n, fewest), seed)
 
 
 def answers(

@@ -109,8 +109,8 @@ def test_every_experiment_in_both_protocols_and_one_report(
     assert len(shown) >= 10
     assert all((docs / path).is_file() and "/" not in path for path in shown)
 
-    # Every language was scored once, for all experiments.
-    assert len(list((out / "gradients").iterdir())) == len(LANGUAGES)
+    # Every language was scored once for all experiments, and once on texts that no question is about.
+    assert len(list((out / "gradients").iterdir())) == 2 * len(LANGUAGES)
 
     # A second start computes nothing, and does not even load the model.
     def never(*_, **__):
@@ -208,6 +208,23 @@ def test_languages_without_texts_are_left_out_of_an_experiment() -> None:
     assert everything.languages_of("authors", "heads") == list(plan.languages)
     assert "ja" not in everything.languages_of("authors", "xquad")
     assert "th" in everything.languages_of("authors", "xquad")
+
+
+@pytest.mark.parametrize(
+    ("model", "device", "fast", "dtype"),
+    [
+        ("smollm2", "cpu", False, "float32"),
+        ("smollm2", "cpu", True, "bfloat16"),
+        ("smollm2", "cuda", False, "bfloat16"),
+        ("llama-3.2-3b", "cpu", False, "bfloat16"),  # in float32 it would take twice the memory
+        ("some/folder", "cpu", False, "bfloat16"),
+    ],
+)
+def test_a_small_model_runs_in_what_the_processor_can_do(model, device, fast, dtype, monkeypatch):
+    monkeypatch.setattr("analyses.paper.plan.local_device", lambda: device)
+    monkeypatch.setattr("analyses.paper.plan.has_bfloat16_arithmetic", lambda: fast)
+    assert make_plan(model, None, None, True, "bundled", None, None, 0).dtype == dtype
+    assert make_plan(model, None, "float16", True, "bundled", None, None, 0).dtype == "float16"
 
 
 @pytest.mark.parametrize("size", SIZES_OF)

@@ -28,8 +28,8 @@ _THEIR_SETTINGS = {
     "transfer_fraction": 0.01,
     "tuned_fraction": 0.02,
 }
-# ``scoring``: the texts of the sound protocol's scores, the same for all experiments but the questions, which are
-# about some of them. ``languages``: only the first so many.
+# ``scoring``: how many texts the sound protocol scores heads on, the same ones in all experiments but the last, whose
+# questions are about some of them. ``languages``: only the first so many.
 SIZES: dict[str, dict[str, dict[str, Any]]] = {
     "quick": {
         AUTHORS: _THEIR_SETTINGS

@@ -162,8 +162,9 @@ def _model(folder: Path, plan: Plan) -> pd.DataFrame:
             rows |= {
                 f"{fraction} of {known.grid.size} heads": f"{down} (int(), as in the code), {up} (rounded up)"
             }
+        time = _duration(3600 * known.scoring_hours(tokens, 1.0))
         rows |= {
-            "scoring, an estimate": f"{known.scoring_hours(tokens, 1.0):.2g} hours at 10¹² operations a second: "
+            "scoring, an estimate": f"{time} at 10¹² operations a second: "
             f"4 × parameters × {tokens:,} tokens at most, arithmetic alone, not measured"
         }
     return pd.DataFrame({"": list(rows), "this run": [str(value) for value in rows.values()]})
@@ -269,8 +270,20 @@ def _two_places(table: pd.DataFrame) -> pd.DataFrame:
 _COSTS = (
     "Wall time with whatever else ran on the machine; processor time of this process over all its threads; the most "
     "memory that the process had held by then, of the GPU where there is one. A step that was interrupted counts its "
-    "last run alone (≥)."
+    "last run alone (≥). The authors' protocol writes its summaries once for two experiments, so that the second of "
+    "them costs next to nothing."
 )
+
+
+def _duration(seconds: float) -> str:
+    """
+    >>> _duration(1.7), _duration(600), _duration(36_000)
+    ('1.7 s', '10 min', '10 h')
+    """
+    for unit, size in (("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds:.2g} s"
 
 
 def _costs(steps: Mapping[tuple[str, str], Step]) -> pd.DataFrame:
@@ -291,16 +304,13 @@ def _costs(steps: Mapping[tuple[str, str], Step]) -> pd.DataFrame:
         for title, protocol, seconds, about, more in rows
     ]
     columns = ["experiment", "protocol", "wall time", "processor time", "most memory so far"]
-    return pd.DataFrame([*table, ("all", "", f"{total:.0f} s", "", "")], columns=columns)
+    return pd.DataFrame([*table, ("all", "", f"{total / 60:.0f} min", "", "")], columns=columns)
 
 
 def _settings(plan: Plan) -> pd.DataFrame:
     rows = {"seed": plan.seed, "dtype": plan.dtype}
     rows |= {f"{kind} from": source for kind, source in plan.sources.items()}
-    rows |= {
-        f"{name}, {'' if name == 'authors' else 'sound '}protocol": ", ".join(
-            f"{key} {value}" for key, value in own.items()
-        )
-        for name, own in plan.sizes.items()
-    }
+    for name, own in plan.sizes.items():
+        called = "authors' protocol" if name == "authors" else f"{name}, sound protocol"
+        rows[called] = ", ".join(f"{key} {value}" for key, value in own.items())
     return pd.DataFrame({"setting": list(rows), "value": [str(value) for value in rows.values()]})

@@ -211,9 +211,6 @@ def _sound(
     plan: Plan, name: str, model: LensModel, codes: Sequence[str], folder: Path, progress: bool
 ) -> Result:
     options: dict[str, Any] = {"seed": plan.seed, "progress": progress, **plan.sizes["scoring"]}
-    if name == "xquad":
-        options |= plan.own_sizes(name) | {"checkpoint": folder / "parts" / name}
-        return xquad_mask.run(model, codes, source=plan.sources["questions"], **options)
     options["gradients"] = folder / "gradients"
     if name == "perplexity":
         return _perplexities(plan, model, codes, options)
@@ -225,7 +222,9 @@ def _sound(
         return general_heads.run(model, codes, source=plan.sources["summaries"], **options)
     if name == "transfer":
         return attention_transfer.run(model, codes, **options)
-    return off_target.run(model, codes, **options)
+    if name == "off_target":
+        return off_target.run(model, codes, **options)
+    return xquad_mask.run(model, codes, source=plan.sources["questions"], **options)
 
 
 def _perplexities(
