@@ -250,7 +250,8 @@ def _condition(rows: pd.DataFrame, language: str, condition: str) -> dict[str, A
     here = pd.DataFrame(rows[rows["language"] == language])
     plain, own = under(here, NONE).set_index("id"), under(here, condition)
     found: dict[str, Any] = {"language": language, "condition": condition}
-    found |= {"questions": own["id"].nunique(), "runs": len(own.groupby(["number", "mask_of"]))}
+    found |= {"questions": own["id"].nunique(), "paragraphs": own["paragraph"].nunique()}
+    found["runs"] = len(own.groupby(["number", "mask_of"]))
     for measure in MEASURES:
         found[measure] = float(own[measure].mean())
         change = _paired(own, plain, measure)

@@ -12,13 +12,16 @@ import pandas as pd
 from lahis_tl.statistics import FEWEST_TEXTS
 
 Tables = Mapping[str, pd.DataFrame]
+# Columns that count what an interval is over, the first that a table has.
+_WITNESSES = ("prompts", "paragraphs", "texts")
 SEEN, NOT_SEEN, UNDECIDED = "seen", "not seen", "undecided at this n"
 RULE = (
     "Every effect is counted so that positive supports the claim. **Seen**: its 95% interval lies above 0 and at most "
     "5% of matched random sets do as much (p ≤ 0.05; where an effect is itself a difference from random sets, the "
     "interval alone). **Not seen**: the interval does not reach above 0, or more than half of the random sets do as "
     "much (p > 0.5). **Undecided at this n**: all else, so also where there are too few random sets for p ≤ 0.05, or "
-    "fewer than four texts, prompts or questions, or where nothing changed in any of them (a floor or a ceiling). "
+    "fewer than four independent texts, prompts or paragraphs asked about (n; translations of one are one), or where "
+    "nothing changed in any of them (a floor or a ceiling). "
     "A claim about several languages or masks is what more than half of its effects are, else undecided. Heads found "
     "at a false discovery rate of 5% are their own interval; where none is found, nothing bounds their number from "
     "above. No correction is made for the number of claims."
@@ -57,7 +60,7 @@ class Evidence:
     Attributes:
         what: the language or mask that it is of.
         p: one-sided, against matched random sets; None where the effect is a difference from them.
-        n: independent texts, prompts or questions, where they are known.
+        n: independent texts, prompts or paragraphs, where they are known; translations of one are one.
     """
 
     what: str
@@ -87,7 +90,8 @@ class Evidence:
         if self.upper == float("inf"):  # a count
             return f"{self.what} {self.value:.0f}"
         p = "" if self.p is None else f", p {self.p:.2g}"
-        return f"{self.what} {self.value:+.3g} [{self.lower:.3g}, {self.upper:.3g}]{p}"
+        n = "" if self.n is None else f", n {self.n}"
+        return f"{self.what} {self.value:+.3g} [{self.lower:.3g}, {self.upper:.3g}]{p}{n}"
 
 
 def together(found: Sequence[Evidence]) -> str:
@@ -128,9 +132,7 @@ def _rows(
             sign * float(row[lower]),
             sign * float(row[upper]),
             None if p is None else float(row[p]),
-            next(
-                (int(row[name]) for name in ("prompts", "questions", "texts") if name in row), None
-            ),
+            next((int(row[name]) for name in _WITNESSES if name in row), None),
         )
         for row in table.to_dict("records")
     ]

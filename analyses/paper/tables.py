@@ -101,7 +101,8 @@ TABLES: dict[str, dict[str, dict[str, str]]] = {
     "xquad": {
         "authors": {"accuracy": "language condition contains questions"},
         "sound": {
-            "conditions": "language condition parameters nll nll_change nll_lower nll_upper contains exact f1 questions"
+            "conditions": "language condition parameters nll nll_change nll_lower nll_upper contains exact f1 "
+            "questions paragraphs"
         },
     },
 }
