@@ -19,7 +19,9 @@ from lahis_tl.presets import PRESETS
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+        prog="python -m analyses.paper",
+        description=__doc__,
+        formatter_class=argparse.RawTextHelpFormatter,
     )
     parser.add_argument(
         "--model", default="smollm2", help=f"{', '.join(PRESETS)}, or any name or path"
