@@ -50,7 +50,7 @@ def run(
     grads, heads, testing = choose_and_set_aside(
         model, languages, n, test_texts, method, rule, seed, rule_options, gradients, **options
     )
-    options["max_tokens"] = test_tokens or max_tokens
+    options["max_tokens"] = max_tokens if test_tokens is None else test_tokens
     plain = lt.perplexity(model, testing, **options)
     sets = {
         f"{code} heads": heads.specific[code] for code in languages if len(heads.specific[code])

@@ -54,7 +54,7 @@ def run(
     grads, heads, testing = choose_and_set_aside(
         model, languages, n, test_texts, method, rule, seed, rule_options, gradients, **options
     )
-    options["max_tokens"] = test_tokens or max_tokens
+    options["max_tokens"] = max_tokens if test_tokens is None else test_tokens
     options |= {"seed": seed, "match": match}
     result = lt.selectivity(model, heads, testing, draws=draws, **options)
     tables = {

@@ -215,3 +215,20 @@ def test_gradients_are_shared_language_by_language(model, tmp_path, monkeypatch)
         pytest.fail.Exception, match="made again"
     ):  # other bounds are other gradients
         shared_gradients(model, few, tmp_path, max_tokens=20, progress=False)
+
+
+def test_texts_to_test_on_are_cut_at_their_own_place(model, tmp_path):
+    result = perplexity.run(
+        model,
+        LANGUAGES,
+        n=6,
+        test_texts=4,
+        max_tokens=24,
+        test_tokens=12,
+        quantile=0.8,
+        draws=2,
+        gradients=tmp_path,
+        progress=False,
+    )
+    assert result.card["settings"]["max_tokens"] == 12
+    assert {place.name.rsplit("-", 1)[1] for place in tmp_path.iterdir()} == {"24"}

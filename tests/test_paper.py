@@ -245,6 +245,25 @@ def test_no_size_asks_for_more_texts_than_are_bundled(size: str, monkeypatch) ->
     assert summary_tasks(codes, plan.sizes["authors"]["summaries"])
 
 
+def test_a_size_that_is_asked_for_is_kept() -> None:
+    asked = {"authors": {"summaries": 20}}
+    plan = make_plan("smollm2", None, None, True, "bundled", None, asked, 0)
+    assert plan.sizes["authors"]["summaries"] == 20
+    assert plan.sizes["authors"]["texts"] == SIZES_OF["quick"]["authors"]["texts"]
+    assert SIZES_OF["quick"]["authors"]["summaries"] != 20
+
+
+def test_paragraphs_are_the_witnesses_not_their_questions() -> None:
+    row = {"condition": "best heads", "language": "en", "questions": 21, "paragraphs": 3}
+    row |= {"contains_change": 0.2, "contains_lower": 0.1, "contains_upper": 0.3}
+    claim = next(c for c in CLAIMS if "answers more questions" in c.text)
+    (few,) = claim.evidence({"conditions": pd.DataFrame([row])})
+    assert (few.n, few.verdict) == (3, UNDECIDED)
+    (enough,) = claim.evidence({"conditions": pd.DataFrame([{**row, "paragraphs": 4}])})
+    assert (enough.n, enough.verdict) == (4, SEEN)
+    assert str(enough).endswith("n 4")
+
+
 def test_wrong_names_are_refused() -> None:
     with pytest.raises(ValueError, match="there is no experiment lens; there are heads, perplex"):
         paper.run("smollm2", only=("lens",))

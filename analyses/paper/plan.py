@@ -178,10 +178,12 @@ def make_plan(
 def _sizes(
     size: str, sources: Mapping[str, str], changed: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, dict[str, Any]]:
-    found = {name: {**own, **changed.get(name, {})} for name, own in SIZES[size].items()}
+    found = {name: dict(own) for name, own in SIZES[size].items()}
     if sources["summaries"] == "bundled":  # there are fewer than in XL-Sum
         most = SIZES["full"][AUTHORS]["summaries"]
         found[AUTHORS]["summaries"] = min(found[AUTHORS]["summaries"], most)
+    for name, own in found.items():
+        own.update(changed.get(name, {}))
     return found
 
 
