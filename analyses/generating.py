@@ -139,10 +139,11 @@ def generate_under(
 ) -> list[dict[str, Any]]:
     """Every prompt without a mask, under each condition, and under each of its matched random sets.
 
+    A condition is asked in the languages that it has heads for.
+
     Returns:
         one row a prompt, condition and draw (-1: no random set), with the text and its measures.
     """
-    prompts = [task.prompt for task in tasks]
 
     def ask(
         sets: Mapping[str, lt.HeadSet] | None, condition: str, draw: int
@@ -153,14 +154,16 @@ def generate_under(
     def make(
         sets: Mapping[str, lt.HeadSet] | None, condition: str, draw: int
     ) -> list[dict[str, Any]]:
-        masks = None
+        asked, masks = list(enumerate(tasks)), None
         if sets is not None:
             by_language = {code: lt.HeadMask.scaling(s, factor) for code, s in sets.items()}
-            masks = [by_language[task.language] for task in tasks]
+            asked = [(i, task) for i, task in asked if task.language in by_language]
+            masks = [by_language[task.language] for _, task in asked]
+        prompts = [task.prompt for _, task in asked]
         texts = lt.generate(model, prompts, masks, seed=seed, **options).texts
         rows = [
             {"condition": condition, "draw": draw, "number": i, **asdict(task), "text": text}
-            for i, (task, text) in enumerate(zip(tasks, texts, strict=True))
+            for (i, task), text in zip(asked, texts, strict=True)
         ]
         return judge_texts(rows, identify, second).to_dict("records")
 
@@ -178,7 +181,8 @@ def against_random(
     """Each condition's mean of a measure, its change against no mask, and the same of the random sets.
 
     Args:
-        expected: condition → the direction that is claimed, 1 or -1; p is one-sided in it.
+        expected: condition → the direction that is claimed, 1 or -1; p is one-sided in it. One that was not asked
+            has no row.
         by: a column; one row for each of its values.
 
     Returns:
@@ -197,6 +201,8 @@ def against_random(
         for condition, direction in expected.items():
             of = under(moved, condition)
             own, random = of.query("draw < 0"), of.query("draw >= 0")
+            if own.empty:  # no heads to take away
+                continue
             # Translations of one prompt are no independent witnesses.
             each = [float(g["change"].mean()) for _, g in own.groupby(["task", "id"], sort=False)]
             spread = mean_interval(torch.tensor(each))

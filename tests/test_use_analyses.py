@@ -231,7 +231,9 @@ def test_general_heads_run(
         return found
 
     monkeypatch.setattr(generating, "competence", all_written)
-    result = general_heads.run(speaker, LANGUAGES, prompts=2, max_new_tokens=12, **SMALL)
+    small = {name: value for name, value in SMALL.items() if name != "fraction"}
+    small |= {"quantile": 0.7, "min_languages": 2}
+    result = general_heads.run(speaker, LANGUAGES, prompts=2, max_new_tokens=12, **small)
     scored = scored_ids(LANGUAGES, SMALL["n"], 0)
     assert not {row["id"] for row in result.records["generations"]} & scored
     tables = check(result, tmp_path, "generations", general_heads.report)

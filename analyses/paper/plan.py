@@ -39,7 +39,7 @@ SIZES: dict[str, dict[str, dict[str, Any]]] = {
         "heads": {"draws": 200, "permutations": 4000},
         "perplexity": {"test_texts": 4, "test_tokens": 32, "draws": 19, "languages": 3},
         "selectivity": {"test_texts": 4, "test_tokens": 32, "draws": 19},
-        "summaries": {"prompts": 3, "draws": 2, "max_new_tokens": 20, "languages": 3},
+        "summaries": {"prompts": 4, "draws": 2, "max_new_tokens": 20, "languages": 3},
         "transfer": {"prompts": 1, "draws": 19, "factors": (0.0, 2.0), "relations": ("job",)}
         | {"languages": 3},
         "off_target": {"prompts": 1, "draws": 2, "max_new_tokens": 20, "languages": 3},
@@ -54,9 +54,9 @@ SIZES: dict[str, dict[str, dict[str, Any]]] = {
         "heads": {},
         "perplexity": {"test_texts": 12, "test_tokens": 48, "draws": 19},
         "selectivity": {"test_texts": 8, "test_tokens": 32, "draws": 19},
-        "summaries": {"prompts": 3, "draws": 19, "max_new_tokens": 20},
+        "summaries": {"prompts": 6, "draws": 19, "max_new_tokens": 20},
         "transfer": {"prompts": 1, "draws": 19},
-        "off_target": {"prompts": 1, "draws": 19, "max_new_tokens": 20},
+        "off_target": {"prompts": 2, "draws": 19, "max_new_tokens": 20},
         "xquad": {"epochs": 2, "training_seeds": 1, "random_sets": 1, "top_k": 20}
         | {"shares": (0.3, 0.1, 0.3), "max_new_tokens": 12, "languages": 2},
     },
