@@ -53,7 +53,7 @@ def run(
     factor: float = 0.0,
     method: str = "lahis",
     rule: str = "authors",
-    draws: int = 9,
+    draws: int = 19,
     max_tokens: int = 64,
     max_new_tokens: int = 40,
     seed: int = 0,
@@ -65,7 +65,7 @@ def run(
 ) -> Result:
     """Summaries under no mask, general heads off, the language's own heads off, matched random heads off.
 
-    A language without specific heads is summed up in without general and without random heads alone.
+    In a language without specific heads only general and random heads are taken away.
 
     Args:
         n, max_tokens: texts a language that heads are scored on, and where they are cut.

@@ -22,7 +22,8 @@ from analyses.paper.report import PROTOCOLS, TITLES
 from analyses.result import scored_ids
 from lahis_tl.errors import ArtifactError
 from lahis_tl.presets import PRESETS
-from lahis_tl.tasks import summary_tasks
+from lahis_tl.statistics import FEWEST_TEXTS
+from lahis_tl.tasks import TASKS, summary_tasks
 
 LANGUAGES = ("en", "fr", "es")
 BUNDLED = {"texts": "bundled", "summaries": "bundled", "questions": "bundled"}
@@ -34,7 +35,7 @@ SIZES = {
     "heads": {"draws": 5, "permutations": 100, "top_k": 4},
     "perplexity": {"test_texts": 2, "draws": 3, "quantile": 0.8, "languages": 2},
     "selectivity": {"test_texts": 2, "draws": 3, "fraction": 0.25},
-    "summaries": {"prompts": 1, "draws": 2, "max_new_tokens": 8, "fraction": 0.1},
+    "summaries": {"prompts": 1, "draws": 2, "max_new_tokens": 8, "quantile": 0.8},
     "transfer": {"prompts": 1, "draws": 2, "factors": (2.0,), "fraction": 0.1},
     "off_target": {"prompts": 1, "draws": 2, "max_new_tokens": 8, "fraction": 0.1},
     "xquad": {"epochs": 1, "random_sets": 1, "top_k": 4}
@@ -243,6 +244,17 @@ def test_no_size_asks_for_more_texts_than_are_bundled(size: str, monkeypatch) ->
         assert scored + plan.sizes[name]["test_texts"] <= 80
     codes = plan.languages_of("authors", "summaries")
     assert summary_tasks(codes, plan.sizes["authors"]["summaries"])
+
+
+@pytest.mark.parametrize("size", ["full", "paper"])
+def test_a_whole_run_is_large_enough_to_decide(size: str) -> None:
+    sizes = SIZES_OF[size]
+    for name in ("perplexity", "selectivity", "summaries", "transfer", "off_target"):
+        assert 1 / (sizes[name]["draws"] + 1) <= 0.05, "the least p"
+    for name in ("perplexity", "selectivity"):
+        assert sizes[name]["test_texts"] >= FEWEST_TEXTS
+    assert sizes["summaries"]["prompts"] >= FEWEST_TEXTS
+    assert len(TASKS) * sizes["off_target"]["prompts"] >= FEWEST_TEXTS
 
 
 def test_a_size_that_is_asked_for_is_kept() -> None:

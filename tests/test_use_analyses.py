@@ -11,8 +11,10 @@ from torch import nn
 import lahis_tl as lt
 from analyses import attention_transfer, general_heads, generating, off_target, transfer_inside
 from analyses.generating import NONE, against_random
-from analyses.result import Result, scored_ids
+from analyses.result import Parts, Result, scored_ids
+from lahis_tl.identify import language_identifier
 from lahis_tl.records import load_records
+from lahis_tl.tasks import Task
 from lahis_tl.transfer import conflicts
 
 LANGUAGES = ("en", "fr", "de")
@@ -201,6 +203,44 @@ def test_the_interval_is_paired_over_prompts() -> None:
     found = against_random(pd.DataFrame(rows), "line_pass", {"off": -1}).iloc[1]
     assert (found["change"], found["lower"], found["upper"]) == (0.0, 0.0, 0.0)
     assert found["random_change"] == 0.5
+
+
+def test_a_condition_is_asked_where_it_has_heads(speaker: nn.Module) -> None:
+    heads = lt.HeadSet(lt.grid_of(speaker), ["L0H1", "L1H2"])
+    other = lt.HeadSet(lt.grid_of(speaker), ["L2H0", "L2H5"])
+    tasks = [
+        Task("summary", code, str(i), "Le chat", "a cat") for i, code in enumerate(["en", "fr"])
+    ]
+    records = generating.generate_under(
+        speaker,
+        tasks,
+        {"all": {"en": heads, "fr": heads}, "own": {"fr": heads}},
+        {"all": {"en": [other], "fr": [other]}, "own": {"fr": [other]}},
+        factor=0.0,
+        identify=language_identifier(),
+        second=None,
+        seed=0,
+        parts=Parts(None, {}),
+        max_new_tokens=3,
+        progress=False,
+    )
+    asked = {(row["condition"], row["draw"], row["number"], row["language"]) for row in records}
+    everywhere = {(NONE, -1), ("all", -1), ("all", 0)}
+    assert asked == {
+        *((c, draw, i, code) for c, draw in everywhere for i, code in enumerate(["en", "fr"])),
+        ("own", -1, 1, "fr"),
+        ("own", 0, 1, "fr"),
+    }
+    rows = pd.DataFrame(records).assign(chrf=1.0)
+    found = against_random(rows, "chrf", {"all": -1, "own": -1, "never asked": -1}, "language")
+    assert found[["language", "condition"]].to_numpy().tolist() == [
+        ["en", NONE],
+        ["en", "all"],
+        ["fr", NONE],
+        ["fr", "all"],
+        ["fr", "own"],
+    ]
+    assert found["texts"].tolist() == [1] * 5
 
 
 def test_summaries_in_languages_that_the_model_cannot_write_do_not_count() -> None:

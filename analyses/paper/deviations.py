@@ -63,10 +63,9 @@ def deviations(plan: Plan) -> list[str]:
         "in languages that are not bundled."
     )
     found.append(
-        "The sound protocol takes the authors' rule, on its own scores, for importance maps and for perplexity with "
-        "own heads off. Elsewhere it takes the contrastive rule: as many heads for each language, 2% of all, and "
-        "general ones that matter to every language and are among the specific heads of none. In a small model these "
-        "general heads are others than the authors'."
+        "The sound protocol takes the authors' rule, on its own scores, for importance maps, for perplexity with own "
+        "heads off and for summaries with general heads off. Elsewhere it takes the contrastive rule: as many heads "
+        "for each language, 2% of all, those whose share of its scores exceeds their share elsewhere most."
     )
     return found
 
