@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pandas as pd
@@ -115,6 +117,7 @@ def ablation_effect(
     seed: int = 0,
     max_tokens: int | None = 512,
     batch_tokens: int = 2048,
+    checkpoint: str | Path | None = None,
     progress: bool = True,
 ) -> AblationEffect:
     """Scale a set of heads, and as many random ones of the same layers ``draws`` times over.
@@ -128,9 +131,11 @@ def ablation_effect(
         draws, match, exclude, seed: of the random sets, see ``matched_random_heads``.
         controls: sets to compare with instead, as those of ``score_matched_heads``.
         scored: the card of the result that the heads came from; texts of it are refused.
+        checkpoint: a folder to which finished sets go, and from which an interrupted run goes on.
 
     Raises:
         ValueError: the set is empty, cannot be matched, or texts were scored before.
+        ArtifactError: ``checkpoint`` belongs to a run with other settings.
     """
     refuse_scored_texts(scored, corpus)
     sets = (
@@ -140,7 +145,8 @@ def ablation_effect(
     )
     evaluator = Evaluator(model, corpus, max_tokens, batch_tokens)
     masks = [HeadMask.scaling(members, factor) for members in (heads, *sets)]
-    plain, *rest = evaluator.nll([None, *masks], progress)
+    about = {"heads": heads.labels, "factor": factor, "draws": draws, "match": match, "seed": seed}
+    plain, *rest = evaluator.nll([None, *masks], progress, checkpoint, about)
     changes = torch.stack(rest) - plain
     means = evaluator.language_means(changes[1:])
     return AblationEffect(
@@ -260,6 +266,7 @@ def selectivity(
     seed: int = 0,
     max_tokens: int | None = 512,
     batch_tokens: int = 2048,
+    checkpoint: str | Path | None = None,
     progress: bool = True,
 ) -> Selectivity:
     """Take each language's heads away and measure the loss in every language.
@@ -271,10 +278,12 @@ def selectivity(
         heads: language-specific heads; of a ``LanguageHeads`` the languages that have any. Its card says
             which texts were scored; they are refused.
         draws, match, seed: of the random sets of each row; general heads are never among them.
+        checkpoint: a folder to which finished sets go, and from which an interrupted run goes on.
 
     Raises:
         ValueError: fewer than two languages of texts, no heads, a row whose language has no texts, or
             texts that were scored.
+        ArtifactError: ``checkpoint`` belongs to a run with other settings.
     """
     sets, general, card = _sets_of(heads)
     refuse_scored_texts(card, corpus)
@@ -285,16 +294,18 @@ def selectivity(
             f"{', '.join(corpus.languages)}, not {', '.join(absent) or 'a second one'}"
         )
     evaluator = Evaluator(model, corpus, max_tokens, batch_tokens)
-    (plain,) = evaluator.nll([None], progress=False)
+    matched = partial(matched_random_heads, match=match, exclude=general, seed=seed)
+    taken = {row: [members, *matched(members, draws)] for row, members in sets.items()}
+    masks = [HeadMask.scaling(each, factor) for group in taken.values() for each in group]
+    about = {"heads": {row: members.labels for row, members in sets.items()}, "factor": factor}
+    about |= {"draws": draws, "match": match, "seed": seed}
+    plain, *rest = evaluator.nll([None, *masks], progress, checkpoint, about)
+    moved = (torch.stack(rest) - plain).split([len(group) for group in taken.values()])
     change: dict[tuple[str, str], Tensor] = {}
-    controls, fewest = [], draws
-    for row, members in sets.items():
-        drawn = matched_random_heads(members, draws, match=match, exclude=general, seed=seed)
-        fewest = min(fewest, len(drawn))
-        masks = [HeadMask.scaling(each, factor) for each in (members, *drawn)]
-        moved = evaluator.nll(masks, progress, f"heads of {row}") - plain
-        change |= {(row, c): v for c, v in evaluator.by_language(moved[0]).items()}
-        controls.append(evaluator.language_means(moved[1:]))
+    for row, (own, *_) in zip(taken, moved, strict=True):
+        change |= {(row, c): values for c, values in evaluator.by_language(own).items()}
+    controls = [evaluator.language_means(group[1:]) for group in moved]
+    fewest = min(map(len, controls))
     return Selectivity(
         rows=tuple(sets),
         columns=tuple(evaluator.languages),

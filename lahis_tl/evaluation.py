@@ -4,7 +4,9 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import ClassVar
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
 
 import pandas as pd
 import torch
@@ -20,7 +22,8 @@ from lahis_tl.corpora import Corpus
 from lahis_tl.errors import ModelError
 from lahis_tl.losses import text_nll
 from lahis_tl.masks import HeadMask, masked
-from lahis_tl.processes import shared_out, shows
+from lahis_tl.processes import exchange, is_main, shared_out, shows
+from lahis_tl.shards import ShardStore
 from lahis_tl.statistics import Interval, percentile_interval, resample_counts
 
 
@@ -165,39 +168,64 @@ class Evaluator:
 
     @torch.no_grad()
     def nll(
-        self, masks: Sequence[HeadMask | None], progress: bool = True, description: str = ""
+        self,
+        masks: Sequence[HeadMask | None],
+        progress: bool = True,
+        checkpoint: str | Path | None = None,
+        about: Mapping[str, Any] | None = None,
     ) -> Float[Tensor, "mask text"]:
         """Mean NLL of every text under each mask, nats per token.
 
+        Args:
+            checkpoint: a folder for finished masks, from which an interrupted run goes on.
+            about: what the masks came from, to say how another run's folder differs.
+
         Raises:
             ValueError: a mask with a row for each text; texts are batched by length here.
+            ModelError: a loss that is not finite.
+            ArtifactError: ``checkpoint`` belongs to a run with other settings.
         """
         for mask in masks:
             refuse_text_rows(mask)
+        factors = [None if mask is None else mask.factors.tolist() for mask in masks]
+        settings = {**self.card, **(about or {})}
+        store = ShardStore(checkpoint, settings, [self.token_ids, factors])
         found = torch.empty(len(masks), self.n_texts)
-        device = device_of(self.model)
-
-        def work(number: int, job: tuple[int, Batch]) -> list[tuple[int, list[int], Tensor]]:
-            i, batch = job
-            mask = masks[i]
-            with nullcontext() if mask is None else masked(self.model, mask):
-                ids, attention_mask = batch.ids.to(device), batch.attention_mask.to(device)
-                values = text_nll(self.model, ids, attention_mask)
-            return [(i, self._rows_of(batch), values.float().cpu())]
-
-        jobs = [(i, batch) for i in range(len(masks)) for batch in self.batches]
-        with tqdm(
-            total=len(jobs), desc=description, unit="batch", disable=not shows(progress)
-        ) as bar:
-            for i, rows, values in shared_out(jobs, work):
+        total, hidden = len(masks) * len(self.batches), not shows(progress)
+        with store, tqdm(total=total, unit="batch", disable=hidden) as bar:
+            # All processes must leave out the same masks, so one of them looks.
+            kept, *_ = exchange(lambda: store.read_all(len(masks)))
+            for i, part in kept.items():
+                found[i] = part["nll"]
+            bar.update(len(kept) * len(self.batches))
+            jobs = [(i, b) for i in range(len(masks)) if i not in kept for b in self.batches]
+            left = dict.fromkeys((i for i, _ in jobs), len(self.batches))
+            for i, rows, values in shared_out(jobs, partial(self._batch_nll, masks)):
                 found[i, rows] = values
+                left[i] -= 1
+                if not left[i]:
+                    self._require_finite(found[i])
+                    if is_main():
+                        store.write(i, {"nll": found[i]})
                 bar.update()
-        if not torch.isfinite(found).all():
+        return found
+
+    def _batch_nll(
+        self, masks: Sequence[HeadMask | None], number: int, job: tuple[int, Batch]
+    ) -> list[tuple[int, list[int], Tensor]]:
+        i, batch = job
+        mask, device = masks[i], device_of(self.model)
+        with nullcontext() if mask is None else masked(self.model, mask):
+            ids, attention_mask = batch.ids.to(device), batch.attention_mask.to(device)
+            values = text_nll(self.model, ids, attention_mask)
+        return [(i, self._rows_of(batch), values.float().cpu())]
+
+    def _require_finite(self, losses: Float[Tensor, " text"]) -> None:
+        if not torch.isfinite(losses).all():
             raise ModelError(
-                f"{model_name(self.model)}: {int((~torch.isfinite(found)).sum())} losses are not finite; "
+                f"{model_name(self.model)}: {int((~torch.isfinite(losses)).sum())} losses are not finite; "
                 "load it in float32 or bfloat16"
             )
-        return found
 
     def by_language(self, values: Float[Tensor, "text *rest"]) -> dict[str, Tensor]:
         return {code: values[rows] for code, rows in self.rows.items()}

@@ -99,6 +99,11 @@ class ShardStore:
             return None
         return tensors if card.get("run") == self._digest else None
 
+    def read_all(self, count: int) -> dict[int, dict[str, Tensor]]:
+        """Those of the first ``count`` parts that are finished."""
+        found = {number: self.read(number) for number in range(count)}
+        return {number: part for number, part in found.items() if part is not None}
+
     def write(self, number: int, tensors: dict[str, Tensor]) -> None:
         if self.folder is not None:
             write_tensors(self._path(number), tensors, {"part": number, "run": self._digest})

@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pandas as pd
@@ -96,7 +98,8 @@ def sweep_factors(
 
     Args:
         options: ``draws`` (20), ``match``, ``seed`` of the random sets; ``scored``, the card of the result
-            that the heads came from; ``max_tokens``, ``batch_tokens``, ``progress``.
+            that the heads came from; ``max_tokens``, ``batch_tokens``, ``progress``; ``checkpoint``, a folder to
+            which finished sets go, and from which an interrupted run goes on.
     """
     return _sweep(model, corpus, "factor", factors, [(heads, f) for f in factors], **options)
 
@@ -114,20 +117,25 @@ def _sweep(
     seed: int = 0,
     max_tokens: int | None = 512,
     batch_tokens: int = 2048,
+    checkpoint: str | Path | None = None,
     progress: bool = True,
 ) -> Sweep:
     refuse_scored_texts(scored, corpus)
     evaluator = Evaluator(model, corpus, max_tokens, batch_tokens)
-    (plain,) = evaluator.nll([None], progress=False)
-    changes, controls = [], []
-    for step, (heads, factor) in zip(steps, settings, strict=True):
-        sets = [heads, *matched_random_heads(heads, draws, match=match, seed=seed)]
-        masks = [HeadMask.scaling(each, factor) for each in sets]
-        moved = evaluator.nll(masks, progress, f"{what} {step:g}") - plain
-        changes.append(moved[0])
-        controls.append(evaluator.language_means(moved[1:]))
+    matched = partial(matched_random_heads, match=match, seed=seed)
+    taken = [[heads, *matched(heads, draws)] for heads, _ in settings]
+    masks = [
+        HeadMask.scaling(each, factor)
+        for group, (_, factor) in zip(taken, settings, strict=True)
+        for each in group
+    ]
+    about = {"what": what, "steps": list(steps), "draws": draws, "match": match, "seed": seed}
+    plain, *rest = evaluator.nll([None, *masks], progress, checkpoint, about)
+    moved = (torch.stack(rest) - plain).split([len(group) for group in taken])
+    controls = [evaluator.language_means(group[1:]) for group in moved]
     fewest = min(map(len, controls))
-    by_step, drawn = torch.stack(changes), torch.stack([means[:fewest] for means in controls])
+    by_step = torch.stack([group[0] for group in moved])
+    drawn = torch.stack([means[:fewest] for means in controls])
     return Sweep(
         what=what,
         steps=tuple(steps),

@@ -1,12 +1,15 @@
 import math
+from unittest.mock import patch
 
 import pytest
 import torch
 from micro import A, B, micro_bridge
 
 import lahis_tl as lt
+from lahis_tl import evaluation
 from lahis_tl.ablation import Selectivity
 from lahis_tl.controls import matched_random_heads
+from lahis_tl.errors import ArtifactError, ModelError
 from lahis_tl.evaluation import Evaluator
 
 
@@ -114,6 +117,63 @@ def test_the_selectivity_matrix_is_its_cells(llama, pair):
     both = (float(m[0, 1] - m[0, 0]) + float(m[1, 0] - m[1, 1])) / 2
     assert result.contrast().value == pytest.approx(both, abs=1e-6)
     assert len(result.to_dataframe()) == 4
+
+
+RUNS = {
+    "effect": lambda model, texts, heads, **options: lt.ablation_effect(
+        model, texts, heads, draws=4, **options
+    ),
+    "selectivity": lambda model, texts, heads, **options: lt.selectivity(
+        model, {"en": heads, "fr": heads[:1]}, texts, draws=2, **options
+    ),
+    "sweep": lambda model, texts, heads, **options: lt.sweep_heads(
+        model, texts, heads, (1, 2), draws=2, **options
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", RUNS)
+def test_an_interrupted_run_goes_on_where_it_stopped(llama, pair, tmp_path, kind):
+    run, heads = RUNS[kind], lt.HeadSet(lt.grid_of(llama), ["L0H1", "L2H3"])
+    options = {"batch_tokens": 16, "progress": False}
+    expected = run(llama, pair, heads, **options)
+    real, calls = evaluation.text_nll, []
+
+    def counted(*arguments):
+        calls.append(1)
+        return real(*arguments)
+
+    def interrupted(*arguments):
+        if len(calls) == 12:
+            raise KeyboardInterrupt
+        return counted(*arguments)
+
+    with patch.object(evaluation, "text_nll", counted):
+        run(llama, pair, heads, **options)
+    whole, calls = len(calls), []
+    with patch.object(evaluation, "text_nll", interrupted), pytest.raises(KeyboardInterrupt):
+        run(llama, pair, heads, checkpoint=tmp_path, **options)
+    batches = len(Evaluator(llama, pair, batch_tokens=16).batches)
+    finished, calls = 12 // batches, []
+    assert finished >= 2, "masks, of which one is begun"
+    with patch.object(evaluation, "text_nll", counted):
+        again = run(llama, pair, heads, checkpoint=tmp_path, **options)
+    assert len(calls) == whole - finished * batches
+    for name, tensor in expected._tensors().items():
+        assert torch.equal(again._tensors()[name], tensor)
+    with pytest.raises(ArtifactError, match="seed was 0, now 1"):
+        run(llama, pair, heads, checkpoint=tmp_path, seed=1, **options)
+
+
+def test_a_loss_that_is_not_finite_is_not_kept(llama, pair, tmp_path):
+    heads = lt.HeadSet(lt.grid_of(llama), ["L0H1"])
+    with (
+        patch.object(evaluation, "text_nll", lambda _, ids, mask: torch.full([len(ids)], math.nan)),
+        pytest.raises(ModelError, match="6 losses are not finite"),
+    ):
+        lt.ablation_effect(llama, pair, heads, draws=2, checkpoint=tmp_path, progress=False)
+    found = lt.ablation_effect(llama, pair, heads, draws=2, checkpoint=tmp_path, progress=False)
+    assert found.change["en"].isfinite().all()
 
 
 def test_contrast_and_p_value_by_hand():

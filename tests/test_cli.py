@@ -206,6 +206,7 @@ def test_ablate_tests_sets_of_a_file_and_labels(scored, checkpoint, unseen):
     assert "…" not in whole.output, "nothing may be cut off"
     assert (out / "ablation.csv").read_text().startswith("heads_of,text_in,change")
     assert (out / "ablation.html").is_file()
+    assert not (out / "parts").exists(), "they are whole in the table"
     assert '"sha256"' in (out / "ablation.json").read_text()
     one = run(
         "ablate", checkpoint("llama"), f"{file}.safetensors", "--of", "fr", *options, "-o", out

@@ -10,14 +10,17 @@ from lahis_tl.cli.common import (
     Command,
     Device,
     Dtype,
+    Fresh,
     Languages,
     Out,
     Quiet,
     app,
+    drop_parts,
     heads_file,
     heads_of,
     match_names,
     one_of,
+    parts_folder,
     print_effects,
     split_codes,
 )
@@ -61,6 +64,7 @@ def ablate(
     dtype: Dtype = "float32",
     device: Device = None,
     out: Out = Path("out/ablate"),
+    fresh: Fresh = False,
     quiet: Quiet = False,
 ) -> None:
     """Take heads away and measure the loss in every language, beside matched random heads.
@@ -94,24 +98,27 @@ def ablate(
         "match": match,
         "seed": seed,
         "max_tokens": max_tokens,
+    }
+    running: dict[str, Any] = {
+        "checkpoint": parts_folder(out / "parts", fresh),
         "progress": not quiet,
     }
     if file is not None and of == "all":
-        result = selectivity(loaded, file, texts, **options)
+        result = selectivity(loaded, file, texts, **options, **running)
         table, figure, card = result.to_dataframe(), plots.selectivity_matrix(result), result.card
         typer.echo(f"Own language minus the others: {result.contrast()}, p {result.p_value():.3g}")
     else:
         members = heads_of(file, heads, of, grid_of(loaded))
         scored = None if file is None else file.card
-        effect = ablation_effect(loaded, texts, members, scored=scored, **options)
+        effect = ablation_effect(loaded, texts, members, scored=scored, **options, **running)
         table, figure, card = effect.to_dataframe(), plots.set_effect(effect), effect.card
     print_effects(table)
     write_atomically(out / "ablation.csv", table.to_csv(index=False).encode())
-    settings = {name: value for name, value in options.items() if name != "progress"}
-    about = json.dumps({**card, "heads": heads, "of": of, "options": settings}, indent=2)
+    about = json.dumps({**card, "heads": heads, "of": of, "options": options}, indent=2)
     write_atomically(out / "ablation.json", about.encode())
     typer.echo(f"\nTable:  {(out / 'ablation.csv').resolve()}")
     typer.echo(f"Figure: {plots.write(figure, out / 'ablation.html').resolve()}")
+    drop_parts(out / "parts")
 
 
 @app.command(cls=Command)
