@@ -83,6 +83,8 @@ def run(
     model = model_of(model, dtype=dtype)
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "progress": progress}
     identify = language_identifier()
+    scored = scored_ids(languages, n, seed)
+    tasks = summary_tasks(languages, prompts, source, seed, without=scored)
     ready = set_up(
         model,
         languages,
@@ -96,11 +98,10 @@ def run(
         seed=seed,
         max_tokens=max_tokens,
         identify=identify,
+        reserved=tasks,
         **options,
     )
     heads = ready.heads
-    scored = scored_ids(languages, n, seed)
-    tasks = summary_tasks(languages, prompts, source, seed, without=scored)
     own = {code: heads.specific[code] for code in languages if len(heads.specific[code])}
     conditions: Conditions = {GENERAL: dict.fromkeys(languages, heads.general)}
     if own:

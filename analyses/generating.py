@@ -54,12 +54,16 @@ def set_up(
     max_tokens: int,
     max_new_tokens: int,
     identify: LanguageIdentifier,
+    reserved: Sequence[Task],
     progress: bool,
 ) -> SetUp:
     """Choose heads on ``n`` texts a language, pass the model through the gate on ``gated`` others, and set
     ``continuations`` more aside.
 
     The gate looks at other texts than the test, or a language would come in by its lucky draws.
+
+    Args:
+        reserved: tasks about texts of the corpus, which are for the test alone.
     """
     grads, heads, aside = choose_and_set_aside(
         model,
@@ -71,6 +75,7 @@ def set_up(
         seed,
         rule_options,
         gradients,
+        {task.id for task in reserved},
         max_tokens=max_tokens,
         progress=progress,
     )

@@ -80,6 +80,7 @@ def run(
     second = None if second_identifier is None else language_identifier(second_identifier)
     model = model_of(model, dtype=dtype)
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "progress": progress}
+    summaries = summary_tasks(languages, prompts, without=scored_ids(languages, n, seed))
     ready = set_up(
         model,
         languages,
@@ -93,12 +94,13 @@ def run(
         seed=seed,
         max_tokens=max_tokens,
         identify=identify,
+        reserved=summaries,
         **options,
     )
     heads = ready.heads
     tasks = [
         *ready.continuations,
-        *summary_tasks(languages, prompts, without=scored_ids(languages, n, seed)),
+        *summaries,
         *instruction_tasks(model, languages, prompts),
     ]
     conditions: Conditions = {

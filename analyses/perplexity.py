@@ -43,7 +43,7 @@ def run(
         test_texts, test_tokens: others, for testing, and where they are cut; as the former if None.
         gradients: a folder of gradients that experiments share; nothing is kept if None.
         method, rule, rule_options: how heads are scored and chosen.
-        draws: random sets, matched in layers to each language's heads.
+        draws: random sets, matched in layers to each language's heads; general heads are never among them.
     """
     model = model_of(model, dtype=dtype)
     options: dict[str, Any] = {"max_tokens": max_tokens, "progress": progress}
@@ -67,6 +67,7 @@ def run(
             testing.select(columns),
             members,
             draws=draws,
+            exclude=list(heads.general),
             scored=grads.card,
             seed=seed,
             **options,

@@ -5,7 +5,7 @@ import hashlib
 import inspect
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -145,6 +145,7 @@ def choose_and_set_aside(
     seed: int,
     rule_options: Mapping[str, Any],
     gradients: str | Path | None = None,
+    reserved: Collection[str] = (),
     **options: Any,
 ) -> tuple[lt.HeadGradients, lt.LanguageHeads, lt.Corpus]:
     """Gradients on ``n`` bundled texts a language, heads by a score and a rule, and other texts to test on.
@@ -152,6 +153,7 @@ def choose_and_set_aside(
     Args:
         method: the score; for the tested rule, what it tests.
         gradients: see ``shared_gradients``.
+        reserved: ids of texts that something else is tested on.
         options: of ``head_gradients``.
     """
     scoring, rest = lt.load_corpus("bundled", languages).split(n, seed=seed)
@@ -161,6 +163,8 @@ def choose_and_set_aside(
         if rule == "tested"
         else lt.language_heads(lt.score(grads, method), rule, **rule_options)
     )
+    if reserved:
+        rest = rest.without(reserved)
     return grads, heads, rest.sample(test_texts, seed=seed)
 
 

@@ -30,7 +30,7 @@ from lahis_tl.questions import (
     question_prompt,
     split_by_paragraph,
 )
-from lahis_tl.statistics import Interval, bootstrap_means, percentile_interval
+from lahis_tl.statistics import Interval, bootstrap_means, percentile_interval, resample_counts
 
 NONE, BEST, RANDOM, ALL, OTHER = (
     "no mask",
@@ -266,11 +266,12 @@ def _condition(rows: pd.DataFrame, language: str, condition: str) -> dict[str, A
     found |= {"mcnemar_p_least": min(ps), "mcnemar_p_greatest": max(ps)}
     found |= {"nll_lowest_run": min(losses), "nll_highest_run": max(losses)}
     for other in (RANDOM, ALL) if condition == BEST else ():
-        base = _each(under(here, other), ["nll", "f1", "exact"]).join(plain["paragraph"])
+        base, stem = under(here, other), other.split()[0]
         for measure in ("nll", "f1", "exact"):
-            against, name = _paired(own, base, measure), f"{measure}_against_{other.split()[0]}"
+            against, name = _against(own, base, measure), f"{measure}_against_{stem}"
             found |= {name: against.value, f"{name}_lower": against.lower}
             found |= {f"{name}_upper": against.upper}
+        found[f"{stem}_runs"] = base["number"].nunique()
     return found
 
 
@@ -294,6 +295,19 @@ def _paired(own: pd.DataFrame, plain: pd.DataFrame, measure: str) -> Interval:
     pair = torch.tensor(by_paragraph.to_numpy(), dtype=torch.float64)
     draws = bootstrap_means(pair)
     return percentile_interval(float(each.mean()), draws[:, 0] / draws[:, 1], 0.95)
+
+
+def _against(own: pd.DataFrame, other: pd.DataFrame, measure: str) -> Interval:
+    """The mean difference from another condition, with an interval over paragraphs and over the other's runs."""
+    mine = _each(own, [measure])[measure]
+    runs = other.pivot(index="id", columns="number", values=measure).rsub(mine, axis=0)
+    paragraphs = other.drop_duplicates("id").set_index("id")["paragraph"]
+    sums = runs.groupby(paragraphs).sum().to_numpy()
+    sizes = torch.tensor(runs.groupby(paragraphs).size().to_numpy()).float()
+    texts = resample_counts(len(sizes), 2000, 0)
+    drawn = resample_counts(runs.shape[1], 2000, 1) / runs.shape[1]
+    draws = ((texts @ torch.tensor(sums).float()) * drawn).sum(1) / (texts @ sizes)
+    return percentile_interval(float(runs.to_numpy().mean()), draws, 0.95)
 
 
 def _transfer(rows: pd.DataFrame) -> list[dict[str, Any]]:

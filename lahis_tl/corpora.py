@@ -3,7 +3,7 @@
 import hashlib
 import json
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
@@ -144,6 +144,17 @@ class Corpus:
         first = self._take(orders, slice(count), f"{done}[0]")
         return first, self._take(orders, slice(count, None), f"{done}[1]")
 
+    def without(self, ids: Collection[str]) -> "Corpus":
+        """A parallel corpus less the rows of these ids.
+
+        Raises:
+            CorpusError: the corpus is not parallel, or no row is left.
+        """
+        rows = [i for i, name in enumerate(self.ids or ()) if name not in ids]
+        if not rows:
+            raise CorpusError(f"{self!r} has no rows but those of the ids {sorted(ids)}")
+        return self._take(dict.fromkeys(self.texts, rows), slice(None), f"without {sorted(ids)}")
+
     def _orders(self, seed: int) -> dict[str, list[int]]:
         """A shuffled order of rows: one for a parallel corpus; else one a language, whatever the others."""
         orders = {}
@@ -215,14 +226,7 @@ def without_scored(corpus: Corpus, card: Mapping[str, Any]) -> Corpus:
     rows = {code: sorted(kept) for code, kept in unseen.items()}
     if not all(rows.values()):
         raise CorpusError(f"all texts of {corpus!r} were scored already; test on others")
-    return Corpus(
-        texts={code: tuple(corpus.texts[code][i] for i in kept) for code, kept in rows.items()},
-        ids=None if corpus.ids is None else tuple(corpus.ids[i] for i in rows[corpus.languages[0]]),
-        source=corpus.source,
-        dropped=corpus.dropped,
-        history=(*corpus.history, "without scored texts"),
-        origin=corpus.origin,
-    )
+    return corpus._take(rows, slice(None), "without scored texts")
 
 
 def restored(corpus: Corpus, card: Mapping[str, Any]) -> Corpus:

@@ -57,7 +57,7 @@ SIZES: dict[str, dict[str, dict[str, Any]]] = {
         "summaries": {"prompts": 6, "draws": 19, "max_new_tokens": 20},
         "transfer": {"prompts": 1, "draws": 19},
         "off_target": {"prompts": 2, "draws": 19, "max_new_tokens": 20},
-        "xquad": {"epochs": 2, "training_seeds": 1, "random_sets": 1, "top_k": 20}
+        "xquad": {"epochs": 2, "training_seeds": 1, "random_sets": 4, "top_k": 20}
         | {"shares": (0.3, 0.1, 0.3), "max_new_tokens": 12, "languages": 2},
     },
 }
