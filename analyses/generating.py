@@ -109,8 +109,8 @@ def drawn_sets(
         empty = [code for code, members in sets.items() if not len(members)]
         if empty:
             raise ValueError(
-                f"{condition}: there are none for {', '.join(empty)}; take another rule, a larger fraction or "
-                "other languages"
+                f"{condition}: there are none for {', '.join(empty)}; take another rule, more heads (a larger "
+                "fraction, a lower quantile) or other languages"
             )
         exclude = [head for head in general if not any(head in s for s in sets.values())]
         by_set = {

@@ -8,13 +8,14 @@ after how many texts it would have stopped.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import pandas as pd
 import torch
 from torch import Tensor
 
 import lahis_tl as lt
-from analyses.result import Result, model_of, run_from_command_line
+from analyses.result import Result, model_of, run_from_command_line, shared_gradients
 from lahis_tl.access import LensModel
 from lahis_tl.per_text import PerTextHeads
 from lahis_tl.scores import method_for, reduce_rows
@@ -32,7 +33,8 @@ def run(
     top_k: int = 20,
     draws: int = 200,
     seed: int = 0,
-    gradients: lt.HeadGradients | None = None,
+    gradients: str | Path | None = None,
+    computed: lt.HeadGradients | None = None,
     dtype: str = "float32",
     progress: bool = True,
 ) -> Result:
@@ -43,24 +45,26 @@ def run(
         n: texts a language; samples of up to half of them are compared.
         top_k: size of the set of best heads.
         draws: random pairs of samples for each number of texts.
-        gradients: computed before, instead of model and texts.
+        gradients: a folder of gradients that experiments share; nothing is kept if None.
+        computed: gradients that there are already, instead of model and texts.
     """
-    if gradients is None:
+    if computed is None:
         corpus = lt.load_corpus("bundled", languages, n=n, seed=seed)
-        gradients = lt.head_gradients(
-            model_of(model, dtype=dtype), corpus, max_tokens=max_tokens, progress=progress
+        loaded = model_of(model, dtype=dtype)
+        computed = shared_gradients(
+            loaded, corpus, gradients, max_tokens=max_tokens, progress=progress
         )
-    table = _reliability(gradients, methods, top_k, draws, seed)
-    stops = _stops(gradients, methods, top_k, seed)
+    table = _reliability(computed, methods, top_k, draws, seed)
+    stops = _stops(computed, methods, top_k, seed)
     return Result(
         "stability",
         {"reliability": table, "stopping": stops},
         {
-            method: _figure(table.query("method == @method"), method, gradients, top_k)
+            method: _figure(table.query("method == @method"), method, computed, top_k)
             for method in methods
         },
-        _verdict(table, stops, gradients, top_k),
-        gradients.card,
+        _verdict(table, stops, computed, top_k),
+        computed.card,
     )
 
 

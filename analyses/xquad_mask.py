@@ -67,7 +67,8 @@ def run(
 
     Args:
         n, max_tokens: texts a language of the bundled corpus that heads are scored on, and where they are cut;
-            paragraphs that are asked about are not among them (the training ones, for languages it lacks).
+            paragraphs that are asked about are not among them. If the corpus lacks one of the languages, all are
+            scored on the training paragraphs.
         gradients: a folder of gradients that experiments share; nothing is kept if None.
         source: of ``load_questions``.
         shares: of the paragraphs for training, validation (which keeps the best epoch) and testing.

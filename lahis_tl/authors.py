@@ -6,6 +6,8 @@ of exponentials.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -21,8 +23,9 @@ from lahis_tl.heads import HeadSet
 from lahis_tl.losses import text_nll
 from lahis_tl.masks import HeadMask, masked
 from lahis_tl.pairs import EncodedPair, pair_nll
-from lahis_tl.processes import shows
+from lahis_tl.processes import is_main, shows
 from lahis_tl.scores import HeadScores, score
+from lahis_tl.shards import ShardStore
 
 _LEARNING_RATE = 1e-2
 _WEIGHT_DECAY = 0.01
@@ -35,6 +38,7 @@ def lahis_code(
     *,
     moving_mask: bool = True,
     max_tokens: int | None = 2048,
+    checkpoint: str | Path | None = None,
     progress: bool = True,
 ) -> HeadScores:
     """The importance matrix of the authors' code, language by language.
@@ -44,18 +48,34 @@ def lahis_code(
     so that later texts are scored on a changed model, and the sum kept in bfloat16. Without it: the
     same formula in float32 with m fixed at 1, batched.
 
+    Args:
+        checkpoint: a folder for finished languages (with the mask fixed: batches), from which an interrupted run
+            goes on.
+
     Returns:
         scores in millinats per token; their order of texts is the corpus's.
+
+    Raises:
+        ArtifactError: ``checkpoint`` belongs to a run with other settings.
     """
     if not moving_mask:
-        return score(
-            head_gradients(model, corpus, max_tokens=max_tokens, progress=progress), "lahis_code"
-        )
+        options: dict[str, Any] = {"checkpoint": checkpoint, "progress": progress}
+        return score(head_gradients(model, corpus, max_tokens=max_tokens, **options), "lahis_code")
     token_ids = tokenize(model, corpus, max_tokens)
-    values = [
-        _moving_mask_matrix(model, texts, language, progress)
-        for language, texts in token_ids.items()
-    ]
+    card = {
+        "model": card_of(model),
+        "corpus": corpus.card if isinstance(corpus, Corpus) else {"source": "token ids"},
+        "settings": {"moving_mask": True, "max_tokens": max_tokens},
+    }
+    values = []
+    with ShardStore(checkpoint, card, token_ids) as store:
+        for number, (language, texts) in enumerate(token_ids.items()):
+            part = store.read(number)
+            if part is None:
+                part = {"matrix": _moving_mask_matrix(model, texts, language, progress)}
+                if is_main():
+                    store.write(number, part)
+            values.append(part["matrix"])
     return HeadScores(
         values=torch.stack(values),
         languages=tuple(token_ids),
@@ -63,11 +83,7 @@ def lahis_code(
         unit="millinats per token",
         sign="high: matters, and mostly helps",
         n_texts=tuple(len(texts) for texts in token_ids.values()),
-        card={
-            "model": card_of(model),
-            "corpus": corpus.card if isinstance(corpus, Corpus) else {"source": "token ids"},
-            "settings": {"moving_mask": True, "max_tokens": max_tokens},
-        },
+        card=card,
     )
 
 

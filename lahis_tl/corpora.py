@@ -318,6 +318,8 @@ def load_corpus(
     }
     origin = {name: value for name, value in given.items() if value is not None}
     wanted = None if languages is None else [check_language(code) for code in languages]
+    if wanted == []:
+        raise CorpusError("languages=[] names none; None takes all there are")
     if wanted is not None and len(set(wanted)) < len(wanted):
         raise CorpusError(f"a language is named twice: {', '.join(wanted)}")
     if source == PLANTED:

@@ -68,8 +68,10 @@ def load_questions(
         CorpusError: no such file, a file in another format, an answer that is not in its paragraph, or the hub
             cannot be reached.
     """
+    if languages is not None and not languages:
+        raise CorpusError("languages=[] names none; None takes all there are")
     if source == XQUAD:
-        if not languages:
+        if languages is None:
             raise CorpusError("xquad: name the languages, as in ['en', 'es', 'de']")
         return {code: _xquad(code) for code in languages}
     if source == BUNDLED:
@@ -81,10 +83,11 @@ def load_questions(
                 f"there is no folder {folder} with a SQuAD-format file for each language"
             )
         source = {path.stem: path for path in sorted(folder.glob("*.json"))}
-    absent = [code for code in languages or [] if code not in source]
+    wanted = list(source) if languages is None else languages
+    absent = [code for code in wanted if code not in source]
     if absent or not source:
         raise CorpusError(f"no questions in {', '.join(absent)}; there are {', '.join(source)}")
-    return {code: _read_squad(Path(source[code]), code) for code in languages or source}
+    return {code: _read_squad(Path(source[code]), code) for code in wanted}
 
 
 def _read_squad(path: Path, language: str) -> list[Question]:

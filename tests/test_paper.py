@@ -35,7 +35,7 @@ SIZES = {
     "heads": {"draws": 5, "permutations": 100, "top_k": 4},
     "perplexity": {"test_texts": 2, "draws": 3, "quantile": 0.8, "languages": 2},
     "selectivity": {"test_texts": 2, "draws": 3, "fraction": 0.25},
-    "summaries": {"prompts": 1, "draws": 2, "max_new_tokens": 8, "quantile": 0.8},
+    "summaries": {"prompts": 1, "draws": 2, "max_new_tokens": 8, "quantile": 0.6},
     "transfer": {"prompts": 1, "draws": 2, "factors": (2.0,), "fraction": 0.1},
     "off_target": {"prompts": 1, "draws": 2, "max_new_tokens": 8, "fraction": 0.1},
     "xquad": {"epochs": 1, "random_sets": 1, "top_k": 4}
@@ -175,6 +175,79 @@ def test_an_experiment_that_is_refused_is_reported_with_the_reason(
     assert not (tmp_path / "transfer" / "sound" / "finished.json").is_file()
 
 
+@pytest.mark.parametrize(("codes", "refused"), [(("fr", "es"), 2), (("en",), 2), (("ja",), 4)])
+def test_languages_that_an_experiment_cannot_do_without(
+    speaker: nn.Module, pictures, writer, tmp_path: Path, codes: tuple[str, ...], refused: int
+) -> None:
+    """Without English, with English alone, without texts: refused with the reason, and reported."""
+    text = start(speaker, tmp_path, languages=codes, only=("off_target", "xquad")).read_text()
+    sections = text.split("## The paper's figures beside ours")[0]
+    assert sections.count("\nNot run: ") == refused
+    assert "Traceback" not in text
+    assert "min()" not in text
+    if codes == ("ja",):
+        assert "Not run: there are no texts for it in ja" in text
+    else:
+        assert "'en'" in text
+        assert "must be among the languages" in text.replace("\n", " ")
+    assert start(speaker, tmp_path, languages=codes, only=("off_target", "xquad")).is_file()
+
+
+def test_a_language_without_specific_heads_is_left_out(
+    speaker: nn.Module, pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = lt.language_heads
+
+    def none_for_french(*arguments, **options):
+        found = real(*arguments, **options)
+        sets = {**found.specific, "fr": found.specific["fr"][:0]}
+        return replace(found, specific=sets)
+
+    monkeypatch.setattr("analyses.paper.authors.lt.language_heads", none_for_french)
+    monkeypatch.setattr(steps, "_sound", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        start(speaker, tmp_path, only=("perplexity",))
+    table = pd.read_csv(tmp_path / "perplexity" / "authors" / "crossed.csv")
+    assert set(table["off"]) == {"en"}
+    assert set(table["text_in"]) == {"en", "fr"}
+    said = (tmp_path / "perplexity" / "authors" / "verdict.txt").read_text()
+    assert said.strip().endswith("The rule leaves no specific head to fr.")
+
+
+def test_a_begun_run_keeps_its_data_sets_and_dtype(tmp_path: Path, monkeypatch) -> None:
+    """Whether the hub can be reached, and on which processor it goes on, does not make it another run."""
+    monkeypatch.setattr("analyses.paper.plan.reachable", lambda strict: AT_HAND["paper"])
+    monkeypatch.setattr("analyses.paper.plan._fast_dtype", lambda known: "float32")
+    asked = ("llama-3.2-3b", None, None, False, "auto", None, None, 0, tmp_path)
+    first = make_plan(*asked)
+    (tmp_path / "settings.json").write_text(json.dumps(first.settings))
+    monkeypatch.undo()
+    again = make_plan(*asked)
+    assert again.settings == first.settings
+    assert (again.size, again.dtype, again.wanted) == ("paper", "float32", first.wanted)
+    assert len(first.wanted) == 2
+    assert (
+        make_plan("llama-3.2-3b", None, "float16", False, "bundled", None, None, 0, tmp_path).dtype
+        == "float16"
+    )
+    with pytest.raises(lt.CorpusError, match="data='hub' asks for: texts: the data set wikimedia"):
+        make_plan("llama-3.2-3b", None, None, False, "hub", None, None, 0)
+
+
+def test_english_is_not_cut_off() -> None:
+    plan = make_plan("smollm2", ["fr", "es", "de", "en"], None, True, "bundled", None, None, 0)
+    assert plan.languages_of("sound", "off_target") == ["fr", "es", "en"]
+    assert plan.languages_of("authors", "off_target") == ["fr", "es", "en"]
+    assert plan.languages_of("sound", "heads") == ["fr", "es", "de", "en"]
+
+
+def test_errors_of_several_lines_break_no_table() -> None:
+    table = pd.DataFrame({"why": ["one\ntwo | three"]})
+    found = markdown([(1, "Report", [table, ["four\nfive"]])], lambda p: Path(), Path())
+    assert "| one two \\| three |\n" in found
+    assert "- four five\n" in found
+
+
 def test_a_model_that_cannot_be_reached_is_named_with_what_to_do(tmp_path: Path) -> None:
     report = paper.run("llama-3.2-3b", tmp_path, progress=False)
     text = report.read_text()
@@ -183,7 +256,7 @@ def test_a_model_that_cannot_be_reached_is_named_with_what_to_do(tmp_path: Path)
     assert "hf download meta-llama/Llama-3.2-3B" in text
     for wanted in ("wikimedia/wikipedia", "csebuetnlp/xlsum", "google/xquad"):
         assert wanted in text
-    assert text.count("Not run: wanted, see above.") == 2 * len(TITLES)
+    assert text.count("Not run: the model is wanted, see above.") == 2 * len(TITLES)
     assert text.count("**not run**") == len(CLAIMS)
     assert "13 (int(), as in the code), 14 (rounded up)" in text
     assert "6.43 GB" in text
@@ -230,7 +303,7 @@ def test_a_small_model_runs_in_what_the_processor_can_do(model, device, fast, dt
 
 @pytest.mark.parametrize("size", SIZES_OF)
 def test_no_size_asks_for_more_texts_than_are_bundled(size: str, monkeypatch) -> None:
-    monkeypatch.setattr("analyses.paper.plan.reach", lambda: (AT_HAND[size], ()))
+    monkeypatch.setattr("analyses.paper.plan.reachable", lambda strict: AT_HAND[size])
     plan = make_plan("llama-3.2-3b", None, None, size == "quick", "auto", None, None, 0)
     assert plan.size == size
     scored = plan.sizes["scoring"]["n"]
@@ -255,6 +328,7 @@ def test_a_whole_run_is_large_enough_to_decide(size: str) -> None:
         assert sizes[name]["test_texts"] >= FEWEST_TEXTS
     assert sizes["summaries"]["prompts"] >= FEWEST_TEXTS
     assert len(TASKS) * sizes["off_target"]["prompts"] >= FEWEST_TEXTS
+    assert sizes["xquad"]["random_sets"] >= FEWEST_TEXTS
 
 
 def test_a_size_that_is_asked_for_is_kept() -> None:
@@ -313,6 +387,27 @@ def test_too_few_texts_decide_nothing() -> None:
     assert Evidence("fr", -1.0, -1.0, -1.0, None, 1).verdict == UNDECIDED
 
 
+def test_too_few_random_sets_decide_nothing() -> None:
+    row = {"condition": "general heads", "change": -4.0, "lower": -6.0, "upper": -2.0, "p": 2 / 3}
+    row |= {"prompts": 6}
+
+    def verdict(**more) -> str:
+        table = pd.DataFrame([{**row, **more}])
+        (found,) = claim("summaries become worse").evidence({"effects": table})
+        return found.verdict
+
+    assert verdict(draws=2) == UNDECIDED
+    assert verdict(draws=19) == NOT_SEEN
+    assert verdict(draws=19, p=0.05) == SEEN
+    best = {"language": "fr", "condition": "best heads", "paragraphs": 7}
+    best |= {"nll_against_random": -0.4, "nll_against_random_lower": -0.6}
+    best |= {"nll_against_random_upper": -0.1}
+    for runs, expected in ((1, UNDECIDED), (3, UNDECIDED), (4, SEEN)):
+        tables = {"conditions": pd.DataFrame([{**best, "random_runs": runs}])}
+        (found,) = claim("as many random heads").evidence(tables)
+        assert (found.n, found.verdict) == (runs, expected)
+
+
 def test_a_claim_is_what_more_than_half_of_its_effects_are() -> None:
     seen, not_seen = Evidence("a", 1.0, 0.5, 2.0, 0.01), Evidence("b", -1.0, -2.0, -0.5, 1.0)
     undecided = Evidence("c", 1.0, -1.0, 2.0, 0.2)
@@ -321,6 +416,11 @@ def test_a_claim_is_what_more_than_half_of_its_effects_are() -> None:
     assert together([seen, not_seen, undecided]) == UNDECIDED
     assert together([not_seen]) == NOT_SEEN
     assert together([]) == UNDECIDED
+    assert together([seen, seen, undecided], every=True) == UNDECIDED
+    assert together([seen, seen, not_seen], every=True) == NOT_SEEN
+    assert together([seen, seen], every=True) == SEEN
+    assert together([], every=True) == UNDECIDED
+    assert [c.every for c in CLAIMS if "Every language" in c.text] == [True]
 
 
 def claim(text: str):

@@ -2,7 +2,7 @@
 
     python -m analyses.paper --model smollm2 --quick
     python -m analyses.paper --model llama-3.2-3b --out out/llama
-    python -m analyses.paper --model smollm2 --docs docs/paper     # a small report of what is there already
+    python -m analyses.paper --model smollm2 --docs docs/paper     # and a small report with its pictures there
 
 Interrupt it and give the same command again: what is finished is kept. The report is written after every experiment.
 """
@@ -45,6 +45,11 @@ def main() -> None:
         given["languages"] = tuple(given["languages"].split(","))
     report = run(**given)
     print(f"Written to {report} and {report.with_suffix('.html')}")
+    if (report.parent / "missing.json").is_file():
+        parser.exit(
+            1,
+            "The model could not be loaded, so that nothing was run; the report says what is wanted.\n",
+        )
 
 
 if __name__ == "__main__":

@@ -77,7 +77,11 @@ class AuthorsProtocol:
         except (FileNotFoundError, ArtifactError):  # none yet, or torn by a kill
             scoring, _ = self.corpora
             found = lt.lahis_code(
-                self.model, scoring, max_tokens=self.sizes["max_tokens"], progress=self.progress
+                self.model,
+                scoring,
+                max_tokens=self.sizes["max_tokens"],
+                checkpoint=self.folder / "importance-parts",
+                progress=self.progress,
             )
             found.save(path)
             return found
@@ -86,15 +90,18 @@ class AuthorsProtocol:
     def heads(self) -> lt.LanguageHeads:
         return lt.language_heads(self.scores, quantile=self.sizes["quantile"])
 
-    def first(self, code: str, fraction: float) -> lt.HeadSet:
-        """The first int(heads × fraction) specific heads of a language, one at least.
+    def own_heads(self, codes: Sequence[str], fraction: float) -> dict[str, lt.HeadSet]:
+        """The first int(heads × fraction) specific heads of each language, one at least; without languages that
+        have none.
 
         Raises:
-            ValueError: it has none.
+            ValueError: none of them has any.
         """
-        found = self.heads.specific[code][: max(1, int(self.heads.grid.size * fraction))]
-        if not len(found):
-            raise ValueError(f"the authors' rule leaves {code} no specific head")
+        count = max(1, int(self.heads.grid.size * fraction))
+        found = {code: self.heads.specific[code][:count] for code in codes}
+        found = {code: members for code, members in found.items() if len(members)}
+        if not found:
+            raise ValueError(f"the authors' rule leaves no specific head to {', '.join(codes)}")
         return found
 
     def random_heads(self, count: int, number: int = 0) -> lt.HeadSet:
@@ -136,8 +143,8 @@ class AuthorsProtocol:
         """Each language's text without each language's heads, as a ratio to the perplexity of the whole model."""
         _, testing = self.corpora
         ids = tokenize(self.model, testing, self.sizes["max_tokens"])
-        codes, fraction = self.languages["perplexity"], self.sizes["perplexity_fraction"]
-        off = {code: self.first(code, fraction) for code in codes}
+        codes = self.languages["perplexity"]
+        off = self.own_heads(codes, self.sizes["perplexity_fraction"])
         masks = {code: lt.HeadMask.scaling(members, 0.0) for code, members in off.items()}
         masks[RANDOM] = lt.HeadMask.scaling(self.random_heads(_RANDOM_HEADS), 0.0)
         rows = []
@@ -151,7 +158,7 @@ class AuthorsProtocol:
             rows += [
                 {"off": name, "text_in": code, "plain": plain, "perplexity": found[name]}
                 | {"ratio": found[name] / plain, "random_ratio": found[RANDOM] / plain}
-                for name in codes
+                for name in off
             ]
         table = pd.DataFrame(rows)
         square = lt.plots.square(
@@ -168,6 +175,7 @@ class AuthorsProtocol:
             for r in own.itertuples()
         )
         verdict = f"With a language's own heads off its mean of exp(loss) is {parted} of that without a mask."
+        verdict += _without_heads(codes, off)
         card = self._card({"off": {code: members.labels for code, members in off.items()}})
         return Result("perplexity", {"crossed": table}, {"crossed": square}, verdict, card)
 
@@ -190,20 +198,22 @@ class AuthorsProtocol:
         codes, sizes = self.languages["summaries"], self.sizes
         source = self.sources["summaries"]
         tasks = summary_tasks(codes, sizes["summaries"], source, _XLSUM_SEED)
-        own = {code: self.first(code, sizes["summary_fraction"]) for code in codes}
         conditions: dict[str, Mapping[str, lt.HeadSet]] = {
-            RANDOM: dict.fromkeys(codes, self.random_heads(_RANDOM_HEADS)),
-            OWN: own,
+            RANDOM: dict.fromkeys(codes, self.random_heads(_RANDOM_HEADS))
         }
-        if "en" in self.languages["heads"]:
-            conditions[ENGLISH] = dict.fromkeys(codes, self.first("en", sizes["summary_fraction"]))
+        own = self.own_heads(self.languages["heads"], sizes["summary_fraction"])
+        asked = {code: own[code] for code in codes if code in own}
+        if asked:
+            conditions[OWN] = asked
+        if "en" in own:
+            conditions[ENGLISH] = dict.fromkeys(codes, own["en"])
         if len(self.heads.general):
             conditions[GENERAL] = dict.fromkeys(codes, self.heads.general)
         rows = generate_under(
             self.model,
             tasks,
             conditions,
-            {name: {code: [] for code in codes} for name in conditions},
+            {name: {code: [] for code in sets} for name, sets in conditions.items()},
             factor=0.0,
             identify=language_identifier(),
             second=None,
@@ -219,6 +229,15 @@ class AuthorsProtocol:
         return self._of_generations("summaries", "chrf", (NONE, RANDOM, GENERAL))
 
     def off_target(self) -> Result:
+        """
+        Raises:
+            ValueError: English is not among the languages, or alone.
+        """
+        if "en" not in self.languages["off_target"] or len(self.languages["off_target"]) < 2:
+            raise ValueError(
+                "English heads are suppressed here, to keep other languages on target: 'en' and another must be "
+                "among the languages"
+            )
         return self._of_generations("off_target", "on_target", (NONE, ENGLISH, OWN))
 
     def _of_generations(self, name: str, measure: str, conditions: Sequence[str]) -> Result:
@@ -235,18 +254,24 @@ class AuthorsProtocol:
         verdict = (
             f"{called}, of {rows['number'].nunique()} summaries, mean of the languages: {means}."
         )
-        if GENERAL in conditions and GENERAL not in table.index:
-            verdict += " No head is general, so none could be taken away."
+        absent = [c for c in conditions if c not in table.index]
+        if absent:
+            verdict += f" There are no {', '.join(absent)}, so none could be taken away."
         card, records = self._card({"measure": measure}), {"generations": rows.to_dict("records")}
         return Result(name, {measure: table.reset_index()}, {}, verdict, card, records)
 
     def transfer(self) -> Result:
-        codes, fraction = self.languages["transfer"], self.sizes["transfer_fraction"]
-        sets = {code: self.first(code, fraction) for code in codes}
+        codes = self.languages["transfer"]
+        sets = self.own_heads(codes, self.sizes["transfer_fraction"])
+        if len(sets) < 2:
+            raise ValueError(
+                f"languages contradict each other here, and of {', '.join(codes)} only {', '.join(sets)} has "
+                "specific heads"
+            )
         items = [
             item
-            for a in codes
-            for b in codes
+            for a in sets
+            for b in sets
             if a != b
             for item in conflicts(a, b, ["job"], self.sizes["jobs"], seed=self.seed)
         ]
@@ -280,6 +305,7 @@ class AuthorsProtocol:
             f"{row['condition']} {row['says_first']:.1%}" for row in table.to_dict("records")
         )
         verdict = f"The first language's answer is given, of {len(items)} prompts: {parted}."
+        verdict += _without_heads(codes, sets)
         card = self._card({"sets": {code: members.labels for code, members in sets.items()}})
         return Result("transfer", {"answers": table}, {}, verdict, card, {"answers": rows})
 
@@ -334,3 +360,8 @@ class AuthorsProtocol:
 
     def _card(self, more: Mapping[str, Any]) -> dict[str, Any]:
         return {**more, "model": dict(self.about), "sizes": dict(self.sizes)}
+
+
+def _without_heads(codes: Sequence[str], sets: Mapping[str, lt.HeadSet]) -> str:
+    absent = [code for code in codes if code not in sets]
+    return f" The rule leaves no specific head to {', '.join(absent)}." if absent else ""

@@ -14,17 +14,20 @@ from lahis_tl.statistics import FEWEST_TEXTS
 Tables = Mapping[str, pd.DataFrame]
 # Columns that count what an interval is over, the first that a table has.
 _WITNESSES = ("prompts", "paragraphs", "texts")
+_FEWEST_DRAWS = 19  # of which p can be 0.05
 SEEN, NOT_SEEN, UNDECIDED = "seen", "not seen", "undecided at this n"
 RULE = (
     "Every effect is counted so that positive supports the claim. **Seen**: its 95% interval lies above 0 and at most "
     "5% of matched random sets do as much (p ≤ 0.05; where an effect is itself a difference from random sets, the "
-    "interval alone). **Not seen**: the interval does not reach above 0, or more than half of the random sets do as "
-    "much (p > 0.5). **Undecided at this n**: all else, so also where there are too few random sets for p ≤ 0.05, or "
-    "fewer than four independent texts, prompts or paragraphs asked about (n; translations of one are one), or where "
-    "nothing changed in any of them (a floor or a ceiling). "
-    "A claim about several languages or masks is what more than half of its effects are, else undecided. Heads found "
-    "at a false discovery rate of 5% are their own interval; where none is found, nothing bounds their number from "
-    "above. No correction is made for the number of claims."
+    "interval alone, which is then over the sets too). **Not seen**: the interval does not reach above 0, or at least "
+    "half of the random sets do as much (p > 0.5). **Undecided at this n**: all else, so also where there are fewer "
+    "than the 19 random sets that p ≤ 0.05 takes, or fewer than four independent texts, prompts, paragraphs asked "
+    "about, or random sets that an effect is a difference from (n, the fewest of them; translations of one are one), "
+    "or where nothing changed in any of them (a floor or a ceiling). "
+    "A claim about every language is seen where all of its effects are, and not seen where one is not; any other is "
+    "what more than half of its effects are, else undecided. Heads found at a false discovery rate of 5% are their own "
+    "interval; where none is found, nothing bounds their number from above. No correction is made for the number of "
+    "claims."
 )
 
 XQUAD = pd.DataFrame(
@@ -60,7 +63,8 @@ class Evidence:
     Attributes:
         what: the language or mask that it is of.
         p: one-sided, against matched random sets; None where the effect is a difference from them.
-        n: independent texts, prompts or paragraphs, where they are known; translations of one are one.
+        n: independent texts, prompts, paragraphs or sets, where they are known; translations of one are one.
+        draws: of the random sets that p is against, where they are known.
     """
 
     what: str
@@ -69,6 +73,7 @@ class Evidence:
     upper: float
     p: float | None = None
     n: int | None = None
+    draws: int | None = None
 
     @property
     def verdict(self) -> str:
@@ -78,6 +83,7 @@ class Evidence:
         'seen'
         """
         too_few = self.n is not None and self.n < FEWEST_TEXTS
+        too_few |= self.draws is not None and self.draws < _FEWEST_DRAWS
         if too_few or self.lower == self.upper == 0:
             return UNDECIDED
         if self.lower > 0 and (self.p is None or self.p <= 0.05):
@@ -94,9 +100,13 @@ class Evidence:
         return f"{self.what} {self.value:+.3g} [{self.lower:.3g}, {self.upper:.3g}]{p}{n}"
 
 
-def together(found: Sequence[Evidence]) -> str:
-    """The verdict of more than half of the effects, else undecided."""
+def together(found: Sequence[Evidence], every: bool = False) -> str:
+    """The verdict of more than half of the effects, else undecided; of a claim about every one, that of all."""
     counts = Counter(each.verdict for each in found)
+    if every:
+        if counts[NOT_SEEN]:
+            return NOT_SEEN
+        return SEEN if found and counts[SEEN] == len(found) else UNDECIDED
     most, count = counts.most_common(1)[0] if counts else (UNDECIDED, 0)
     return most if 2 * count > len(found) else UNDECIDED
 
@@ -110,6 +120,7 @@ class Claim:
         unit: of the effects.
         evidence: the effects, from the tables of the sound protocol.
         authors: one figure from the tables of the authors' protocol.
+        every: whether it says something of every language.
     """
 
     experiment: str
@@ -118,12 +129,24 @@ class Claim:
     unit: str
     evidence: Callable[[Tables], list[Evidence]]
     authors: Callable[[Tables], str]
+    every: bool = False
 
 
 def _rows(
-    table: pd.DataFrame, what: str, effect: str, p: str | None = "p", sign: int = 1
+    table: pd.DataFrame,
+    what: str,
+    effect: str,
+    p: str | None = "p",
+    sign: int = 1,
+    sets: str | None = None,
 ) -> list[Evidence]:
-    """Rows of a table as evidence; ``effect`` with ``lower`` and ``upper`` beside it."""
+    """Rows of a table as evidence; ``effect`` with ``lower`` and ``upper`` beside it.
+
+    Args:
+        sets: the column that counts the random sets which the effect is a difference from.
+    """
+    counted = next((name for name in _WITNESSES if name in table), None)
+    witnesses = [name for name in (counted, sets) if name is not None]
     lower, upper = ("lower", "upper") if sign > 0 else ("upper", "lower")
     return [
         Evidence(
@@ -132,7 +155,8 @@ def _rows(
             sign * float(row[lower]),
             sign * float(row[upper]),
             None if p is None else float(row[p]),
-            next((int(row[name]) for name in _WITNESSES if name in row), None),
+            min((int(row[name]) for name in witnesses if name in row), default=None),
+            None if p is None or "draws" not in row else int(row["draws"]),
         )
         for row in table.to_dict("records")
     ]
@@ -157,7 +181,8 @@ def _own_perplexity(tables: Tables) -> list[Evidence]:
 
 
 def _crossed(tables: Tables) -> list[Evidence]:
-    contrasts = tables["contrasts"].assign(texts=tables["matrix"]["texts"].min())
+    matrix = tables["matrix"]
+    contrasts = tables["contrasts"].assign(texts=matrix["texts"].min(), draws=matrix["draws"].min())
     return _rows(_only(contrasts, "heads_of", "all"), "heads_of", "own_minus_others")
 
 
@@ -186,7 +211,8 @@ def _tuned(measure: str, sign: int) -> Callable[[Tables], list[Evidence]]:
         best = _only(tables["conditions"], "condition", "best heads")
         stem = measure.removesuffix("_change")
         names = {f"{stem}_lower": "lower", f"{stem}_upper": "upper"}
-        return _rows(best.rename(columns=names), "language", measure, None, sign)
+        sets = "random_runs" if "against_random" in measure else None
+        return _rows(best.rename(columns=names), "language", measure, None, sign, sets)
 
     return found
 
@@ -259,6 +285,7 @@ CLAIMS = (
         "heads at FDR 5%",
         _specific,
         _authors_specific,
+        every=True,
     ),
     Claim(
         "perplexity",

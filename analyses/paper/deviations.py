@@ -49,8 +49,8 @@ def deviations(plan: Plan) -> list[str]:
         "the language of a summary is named by fastText's compressed lid.176."
     )
     found.append(
-        f"Attention transfer: pairs of jobs for each ordered pair of languages: {sizes['jobs']}; our own statements "
-        "in each language; the enhancing factor is 3."
+        f"Attention transfer: {sizes['jobs']} pairs of jobs for each ordered pair of languages; our own statements in "
+        "each language; the enhancing factor is 3."
     )
     questions = "bundled questions" if "questions" in bundled else "XQuAD"
     found.append(
@@ -59,13 +59,15 @@ def deviations(plan: Plan) -> list[str]:
         "line of an answer counts."
     )
     found.append(
-        "The sound protocol scores heads on bundled paragraphs in every case; on the questions' training paragraphs "
-        "in languages that are not bundled."
+        "The sound protocol scores heads on bundled paragraphs. Question answering is the exception where one of its "
+        "languages is not bundled: then all of them are scored on the training questions' paragraphs."
     )
     found.append(
-        "The sound protocol takes the authors' rule, on its own scores, for importance maps, for perplexity with own "
-        "heads off and for summaries with general heads off. Elsewhere it takes the contrastive rule: as many heads "
-        "for each language, 2% of all, those whose share of its scores exceeds their share elsewhere most."
+        "How the sound protocol chooses heads, from its own scores: importance maps, perplexity with own or general "
+        "heads off, and summaries by the authors' rule; heads found at a false discovery rate of 5% by the tested "
+        "rule; crossed perplexity, attention transfer and off-target text by the contrastive rule (2% of all heads "
+        "for each language, those whose share of its scores exceeds their share elsewhere most); question answering "
+        "by the highest scores, without any rule."
     )
     return found
 
@@ -77,7 +79,10 @@ def small_model(known: ModelPreset | None) -> str:
         "here holds in a setting that the paper did not look at."
     )
     if known is None:
-        return f"This model is none of the paper's three, which have 3 to 8 billion parameters. {general}"
+        return (
+            "Unless this model is one of the paper's three (then name its preset): those have 3 to 8 billion "
+            f"parameters. {general}"
+        )
     grid = known.grid.size
     return (
         f"A model of {known.parameters / 1e6:.0f} million parameters is none of the paper's three, which have 3 to 8 "

@@ -10,7 +10,7 @@ from typing import Any
 import lahis_tl as lt
 from analyses.paper.authors import WIKIPEDIA
 from lahis_tl.artifacts import write_atomically
-from lahis_tl.errors import ArtifactError
+from lahis_tl.errors import ArtifactError, CorpusError
 from lahis_tl.models import has_bfloat16_arithmetic
 from lahis_tl.presets import PRESETS, ModelPreset, preset_of
 from lahis_tl.processes import local_device
@@ -135,8 +135,11 @@ class Plan:
             "off_target": known & (summed if protocol == AUTHORS else bundled),
             "xquad": asked & texts if protocol == AUTHORS else asked,
         }.get(experiment, known)
-        most = self.sizes[experiment].get("languages")
-        return [code for code in self.languages if code in able][:most]
+        found = [code for code in self.languages if code in able]
+        most = self.sizes[experiment].get("languages", len(found))
+        # English heads are suppressed in one of them, so English is never cut off.
+        first = sorted(found, key=lambda code: code != "en")[:most]
+        return [code for code in found if code in first]
 
 
 def make_plan(
@@ -148,15 +151,22 @@ def make_plan(
     preset: str | None,
     sizes: Mapping[str, Mapping[str, Any]] | None,
     seed: int,
+    folder: Path | None = None,
 ) -> Plan:
-    """Settle what is left open: the preset's languages and dtype, and which data sets can be had."""
+    """Settle what is left open: by the folder's own settings, else the preset's languages and dtype, and the data
+    sets that can be had."""
     if data not in ("auto", "bundled", "hub"):
         raise ValueError(f"data={data!r} is neither 'auto' nor 'bundled' nor 'hub'")
     if preset is not None and preset not in PRESETS:
         raise ValueError(f"there is no preset {preset!r}; there are {', '.join(PRESETS)}")
     known = PRESETS[preset] if preset else preset_of(model)
-    from_hub = data == "hub" or (data == "auto" and known is not None and known.hub is not None)
-    sources, wanted = reach() if from_hub else (dict(_BUNDLED), ())
+    begun = {} if folder is None else _settings_in(folder)
+    of_hub = data == "hub" or (data == "auto" and known is not None and known.hub is not None)
+    sources = dict(_BUNDLED)
+    if data == "auto" and begun:
+        sources = begun["sources"]
+    elif of_hub:
+        sources = reachable(strict=data == "hub")
     size = "quick" if quick else "paper" if sources["texts"] == WIKIPEDIA else "full"
     chosen = tuple(languages or (known.languages if known else ("en", "fr", "es", "de", "it")))
     if quick and languages is None:
@@ -166,13 +176,24 @@ def make_plan(
         model=model,
         known=known,
         languages=chosen,
-        dtype=dtype or _fast_dtype(known),
+        dtype=dtype or begun.get("dtype") or _fast_dtype(known),
         size=size,
         sizes=_sizes(size, sources, sizes or {}),
         sources=sources,
-        wanted=wanted,
+        wanted=tuple(
+            f"{_FETCH[kind]} Bundled {kind} stand in for it."
+            for kind, source in sources.items()
+            if of_hub and source == "bundled"
+        ),
         seed=seed,
     )
+
+
+def _settings_in(folder: Path) -> dict[str, Any]:
+    try:
+        return json.loads((folder / "settings.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
 
 
 def _sizes(
@@ -198,40 +219,60 @@ def _fast_dtype(known: ModelPreset | None) -> str:
 _BUNDLED = {"texts": "bundled", "summaries": "bundled", "questions": "bundled"}
 
 
-def reach() -> tuple[dict[str, str], tuple[str, ...]]:
-    """Which of the paper's data sets can be had; for the rest the bundled texts, and how to fetch what is wanted."""
-    fetch = "python -c 'import datasets; datasets.load_dataset({})'"
+# What is wanted where a data set cannot be had.
+_FETCH = {
+    kind: f"{kind}: the data set {name} from the hub, for every language. {how}"
+    for kind, name, how in (
+        (
+            "texts",
+            WIKIPEDIA,
+            "It is read piece by piece and not kept, so that the hub must be reachable during the run (and "
+            "HF_HUB_OFFLINE not be set).",
+        ),
+        (
+            "summaries",
+            XLSUM,
+            "Once, where the hub can be reached: `python -c 'import datasets; "
+            f'datasets.load_dataset("{XLSUM}", "english", split="test", revision="refs/convert/parquet")\'`.',
+        ),
+        (
+            "questions",
+            "google/xquad",
+            "Once, where the hub can be reached: `python -c 'import datasets; "
+            'datasets.load_dataset("google/xquad", "xquad.en", split="validation")\'`.',
+        ),
+    )
+}
+
+
+def reachable(strict: bool = False) -> dict[str, str]:
+    """Which of the paper's data sets can be had; the bundled texts for the rest.
+
+    Raises:
+        CorpusError: ``strict``, and one cannot be had.
+    """
 
     def wikipedia() -> None:
         import datasets
 
         datasets.load_dataset(WIKIPEDIA, "20231101.en", split="train", streaming=True)
 
-    trials: dict[str, tuple[str, Callable[[], Any], str]] = {
-        "texts": (WIKIPEDIA, wikipedia, f'"{WIKIPEDIA}", "20231101.en", streaming=True'),
-        "summaries": (
-            XLSUM,
-            lambda: summary_tasks(["en"], 1, XLSUM),
-            f'"{XLSUM}", "english", split="test", revision="refs/convert/parquet"',
-        ),
-        "questions": (
-            XQUAD,
-            lambda: load_questions(XQUAD, ["en"]),
-            '"google/xquad", "xquad.en", split="validation"',
-        ),
+    trials: dict[str, tuple[str, Callable[[], Any]]] = {
+        "texts": (WIKIPEDIA, wikipedia),
+        "summaries": (XLSUM, lambda: summary_tasks(["en"], 1, XLSUM)),
+        "questions": (XQUAD, lambda: load_questions(XQUAD, ["en"])),
     }
-    sources, wanted = dict(_BUNDLED), []
-    for kind, (name, trial, call) in trials.items():
+    sources = dict(_BUNDLED)
+    for kind, (name, trial) in trials.items():
         try:
             trial()
             sources[kind] = name
-        except Exception:  # datasets raises many kinds for a wrong name and for no network
-            where = "google/xquad" if name == XQUAD else name
-            wanted.append(
-                f"{kind}: the data set {where} from the hub, for every language; where the hub can be reached (and "
-                f"HF_HUB_OFFLINE is not set): `{fetch.format(call)}`. Bundled {kind} stand in for it."
-            )
-    return sources, tuple(wanted)
+        except Exception as error:  # datasets raises many kinds for a wrong name and for no network
+            if strict:
+                raise CorpusError(
+                    f"cannot be had, which data='hub' asks for: {_FETCH[kind]} Or take data='auto'"
+                ) from error
+    return sources
 
 
 def refuse_other(path: Path, about: Mapping[str, Any]) -> None:

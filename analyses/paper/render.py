@@ -42,7 +42,12 @@ Section = tuple[int, str, list[Block]]  # level, title, blocks
 def _cell(value: Any) -> str:
     if isinstance(value, float):
         return "" if math.isnan(value) else _NUMBER.format(value)
-    return "" if value is None else str(value)
+    return "" if value is None else _one_line(str(value))
+
+
+def _one_line(text: str) -> str:
+    """Errors of other libraries have several, which would break a table or a list."""
+    return " ".join(text.split())
 
 
 def markdown(found: Sequence[Section], place: Callable[[Picture], Path], base: Path) -> str:
@@ -62,7 +67,7 @@ def markdown(found: Sequence[Section], place: Callable[[Picture], Path], base: P
                 add(inner)
             lines.append("</details>\n")
         elif isinstance(block, list):
-            lines.append("\n".join(f"- {line}" for line in block) + "\n")
+            lines.append("\n".join(f"- {_one_line(line)}" for line in block) + "\n")
         else:
             lines.append(f"{block}\n")
 

@@ -112,7 +112,8 @@ def sections(folder: Path, plan: Plan, steps: Mapping[tuple[str, str], Step]) ->
     for name, title in TITLES.items():
         found.append((2, title, []))
         for protocol, called in PROTOCOLS.items():
-            found.append((3, called, _step_blocks(plan, name, protocol, steps, bool(wanted))))
+            blocks = _step_blocks(plan, name, protocol, steps, missing.is_file())
+            found.append((3, called, blocks))
     found.append((2, "The paper's figures beside ours", _beside(plan, steps)))
     found.append((2, "What differs from the authors' settings", [deviations(plan)]))
     if plan.known is None or plan.known.small:
@@ -178,7 +179,7 @@ def claims_table(steps: Mapping[tuple[str, str], Step]) -> pd.DataFrame:
         verdict, effects = "not run", _why_not(sound)
         if sound.about:
             evidence = claim.evidence(sound.tables)
-            verdict = together(evidence)
+            verdict = together(evidence, claim.every)
             verdict = f"{_SIGN.get(verdict, '?')} {verdict}"
             effects = f"{'; '.join(map(str, evidence)) or 'no language that the model writes'} ({claim.unit})"
         theirs = claim.authors(authors.tables) if authors.about else _why_not(authors)
@@ -196,13 +197,13 @@ def _step_blocks(
     name: str,
     protocol: str,
     steps: Mapping[tuple[str, str], Step],
-    wanted: bool,
+    no_model: bool,
 ) -> list[Block]:
     step = steps[name, protocol]
     if not step.about:
         if step.refused:
             return [f"Not run: {step.refused}"]
-        return ["Not run: wanted, see above." if wanted else "Not run yet."]
+        return ["Not run: the model is wanted, see above." if no_model else "Not run yet."]
     blocks: list[Block] = [step.verdict]
     left_out = step.about["left_out"]
     if left_out:
@@ -246,7 +247,7 @@ def _beside(plan: Plan, steps: Mapping[tuple[str, str], Step]) -> list[Block]:
     tables = steps["off_target", "authors"].tables
     if tables:
         shares = tables["on_target"].set_index("condition").drop(columns="mean").T
-        mine = shares[["no mask", "English heads"]].set_axis(
+        mine = shares.reindex(columns=["no mask", "English heads"]).set_axis(
             [f"{ours}: before", f"{ours}: after"], axis=1
         )
         target = target.merge(mine, how="outer", left_on="language", right_index=True, sort=False)

@@ -72,7 +72,8 @@ def run(
         model: ``smollm2``, ``aya-23-8b``, ``llama-3.2-3b``, ``mistral-7b-v0.1``, or any name that ``load_model`` takes.
         out: folder of all results; ``out/paper/NAME`` if None.
         languages: the preset's if None; the first four of them with ``quick``.
-        data: ``bundled``, ``hub``, or ``auto``: the hub's data sets for the paper's models where they can be had.
+        data: ``bundled``, ``hub``, or ``auto``: the hub's data sets for the paper's models where they can be had,
+            or what the folder's run began with.
         preset: which of the paper's models a local folder holds.
         sizes: changes to ``SIZES``, by experiment.
         docs: also write the Markdown report and its pictures there.
@@ -82,6 +83,7 @@ def run(
 
     Raises:
         ValueError: an unknown experiment, source of data or preset.
+        CorpusError: ``data="hub"``, and a data set cannot be had.
         ArtifactError: the folder holds a run with other settings, or another run is writing to it.
     """
     strange = [name for name in only if name not in EXPERIMENTS]
@@ -89,8 +91,8 @@ def run(
         raise ValueError(
             f"there is no experiment {', '.join(strange)}; there are {', '.join(EXPERIMENTS)}"
         )
-    plan = make_plan(model, languages, dtype, quick, data, preset, sizes, seed)
     folder = Path(out) if out is not None else Path("out") / "paper" / Path(model).name
+    plan = make_plan(model, languages, dtype, quick, data, preset, sizes, seed, folder)
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(folder / ".lock", timeout=0):
@@ -116,6 +118,7 @@ def _run_steps(plan: Plan, folder: Path, names: Sequence[str], progress: bool) -
         if plan.known is not None:
             plan.known.check_grid(lt.grid_of(model))
     except ModelError as error:
+        logger.error("%s", error)
         about = {"model": plan.model, "error": str(error)}
         write_atomically(folder / "missing.json", json.dumps(about, indent=2).encode())
         return
@@ -161,6 +164,8 @@ def run_step(
     codes = plan.languages_of(protocol, name)
     start, processor = time.perf_counter(), time.process_time()
     try:
+        if not codes:
+            raise ValueError(f"there are no texts for it in {', '.join(plan.languages)}")
         result = (
             _of_authors(authors, name)
             if protocol == AUTHORS
