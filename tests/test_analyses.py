@@ -105,16 +105,10 @@ def test_perplexity(model, tmp_path):
 
 
 def test_stability(model, tmp_path):
-    result = stability.run(
-        model,
-        LANGUAGES,
-        n=20,
-        max_tokens=48,
-        methods=("lahis", "taylor"),
-        top_k=4,
-        draws=10,
-        progress=False,
-    )
+    options = {"n": 20, "max_tokens": 48, "methods": ("lahis", "taylor"), "top_k": 4, "draws": 10}
+    options |= {"gradients": tmp_path / "gradients", "progress": False}
+    result = stability.run(model, LANGUAGES, **options)
+    assert len(list((tmp_path / "gradients").iterdir())) == len(LANGUAGES)
     check(result, tmp_path)
     most = result.dataframe.query("texts == 10").set_index(["method", "language"])
     assert most.loc[("lahis", "qaa"), "common_of_top_4"] == 1

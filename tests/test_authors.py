@@ -1,10 +1,13 @@
 """Our writing of the authors' procedures against what their own functions gave."""
 
+from unittest.mock import patch
+
 import pytest
 import torch
 
 import lahis_tl as lt
 from analyses.benchmark import authors_pass
+from lahis_tl import authors
 from lahis_tl.authors import lahis_code, mean_exp_perplexity, soft_mask
 from lahis_tl.heads import HeadSet, top_heads
 from lahis_tl.pairs import EncodedPair
@@ -18,6 +21,27 @@ def test_moving_mask_matrices_are_theirs(language, golden, golden_model):
     found = lahis_code(golden_model, {language: texts}, progress=False)
     expected = torch.tensor(golden["lahis"][language]["matrix"])
     torch.testing.assert_close(found[language], expected, rtol=1e-3, atol=0)
+
+
+def test_an_interrupted_matrix_goes_on_with_the_next_language(golden, golden_model, tmp_path):
+    texts = {code: golden["lahis"][code]["token_ids"][:6] for code in LANGUAGES[:3]}
+    expected = lahis_code(golden_model, texts, progress=False)
+    real, begun = authors._moving_mask_matrix, []
+
+    def until_the_third(model, ids, language, progress):
+        begun.append(language)
+        if len(begun) == 3:
+            raise KeyboardInterrupt
+        return real(model, ids, language, progress)
+
+    with patch.object(authors, "_moving_mask_matrix", until_the_third):
+        with pytest.raises(KeyboardInterrupt):
+            lahis_code(golden_model, texts, checkpoint=tmp_path, progress=False)
+        found = lahis_code(golden_model, texts, checkpoint=tmp_path, progress=False)
+    assert begun == [*LANGUAGES[:3], LANGUAGES[2]]
+    assert torch.equal(found.values, expected.values)
+    with pytest.raises(lt.ArtifactError, match="max_tokens was 2048, now 8"):
+        lahis_code(golden_model, texts, max_tokens=8, checkpoint=tmp_path, progress=False)
 
 
 @pytest.mark.parametrize("language", LANGUAGES)

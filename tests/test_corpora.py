@@ -121,9 +121,22 @@ def test_any_text_is_kept_as_it_is_or_dropped_and_counted(texts, min_chars):
     assert set(corpus["en"]) <= {text.strip() for text in texts}
 
 
+def test_rows_are_left_out_by_their_ids_in_all_languages():
+    corpus = load_corpus("bundled", ["en", "zh"])
+    gone = list(corpus.ids[3:5])
+    found = corpus.without(gone)
+    assert found.ids == (*corpus.ids[:3], *corpus.ids[5:])
+    assert found["zh"] == (*corpus["zh"][:3], *corpus["zh"][5:])
+    with pytest.raises(lt.CorpusError, match="no rows but those"):
+        corpus.without(corpus.ids)
+    with pytest.raises(lt.CorpusError, match="no rows but those"):
+        load_corpus({"en": ["one text that has no id at all"]}).without(["p01"])
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"languages": []}, r"languages=\[\] names none"),
         ({"languages": ["en", "xx"]}, "unknown language code 'xx'"),
         ({"languages": ["english"]}, "unknown language code 'english'"),
         ({"languages": ["en", "ja"]}, "no texts in ja; it has"),

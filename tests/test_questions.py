@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from torch import nn
 
@@ -137,6 +138,8 @@ def test_files_in_squads_format(tmp_path: Path) -> None:
         load_questions(tmp_path / "none")
     with pytest.raises(lt.CorpusError, match="no questions in sw"):
         load_questions(languages=["sw"])
+    with pytest.raises(lt.CorpusError, match=r"languages=\[\] names none"):
+        load_questions(languages=[])
 
 
 def test_xquad_by_a_stand_in_for_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,6 +200,22 @@ def test_the_experiment_runs(
     assert again.records["answers"] == result.records["answers"], "read from the checkpoint"
 
 
+def test_the_difference_from_random_sets_is_as_uncertain_as_they_differ() -> None:
+    """All paragraphs agree, the sets do not: the interval is theirs; of one set nothing varies."""
+
+    def rows(condition: str, value: float, number: int = 0) -> pd.DataFrame:
+        ids = [str(i) for i in range(8)]
+        made = pd.DataFrame({"id": ids, "paragraph": [i // 2 for i in range(8)]})
+        return made.assign(condition=condition, number=number, f1=value)
+
+    best = rows("best heads", 1.0)
+    sets = pd.concat([rows("random heads", i % 2, i) for i in range(4)])
+    found = xquad_mask._against(best, sets, "f1")
+    assert (found.value, found.lower, found.upper) == (0.5, 0.0, 1.0)
+    alone = xquad_mask._against(best, rows("random heads", 0.0), "f1")
+    assert (alone.value, alone.lower, alone.upper) == (1.0, 1.0, 1.0)
+
+
 def test_made_up_answers_are_reported_as_they_are() -> None:
     def row(i: int, condition: str, right: bool, number: int = 0, mask_of: str = "fr") -> dict:
         value = float(right)
@@ -221,6 +240,7 @@ def test_made_up_answers_are_reported_as_they_are() -> None:
     assert found.loc["best heads", "nll_change"] == pytest.approx(-5 / 12)
     assert found.loc["best heads", "mcnemar_p_least"] == pytest.approx(2 * 0.5**5)
     assert found.loc["best heads", "nll_against_random"] == pytest.approx(-5 / 12)
+    assert found.loc["best heads", "random_runs"] == 4
     assert found.loc["best heads", "exact_against_all"] == pytest.approx(6 / 12)
     assert found.loc["random heads", "exact_change"] == 0.0
     assert found.loc["random heads", "mcnemar_p_least"] == pytest.approx(2 * 0.5**6)

@@ -265,8 +265,11 @@ def test_general_heads_run(
 ) -> None:
     real = generating.competence
 
-    def all_written(*arguments, **options):
-        found = real(*arguments, **options)
+    seen_by_the_gate: set[str] = set()
+
+    def all_written(model, corpus, **options):
+        seen_by_the_gate.update(corpus.ids)
+        found = real(model, corpus, **options)
         found.table["writes"] = True
         return found
 
@@ -275,7 +278,10 @@ def test_general_heads_run(
     small |= {"quantile": 0.7, "min_languages": 2}
     result = general_heads.run(speaker, LANGUAGES, prompts=2, max_new_tokens=12, **small)
     scored = scored_ids(LANGUAGES, SMALL["n"], 0)
-    assert not {row["id"] for row in result.records["generations"]} & scored
+    asked = {row["id"] for row in result.records["generations"]}
+    assert not asked & scored
+    assert not asked & seen_by_the_gate, "a language may not come in by its lucky draws"
+    assert len(seen_by_the_gate) == 8
     tables = check(result, tmp_path, "generations", general_heads.report)
     rows = pd.DataFrame(result.records["generations"])
     assert rows["chrf"].between(0, 100).all()
