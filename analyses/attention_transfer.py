@@ -14,13 +14,13 @@ import plotly.graph_objects as go
 import torch
 
 import lahis_tl as lt
+from analyses.command_line import run_from_command_line
 from analyses.result import (
     Parts,
     Result,
     choose_and_set_aside,
     means_by_draw,
     model_of,
-    run_from_command_line,
     under,
 )
 from analyses.transfer_inside import draw_attention, draw_lens, lens_records, measure_attention

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 import lahis_tl as lt
-from analyses.result import Result, model_of, run_from_command_line
+from analyses.command_line import run_from_command_line
+from analyses.result import Result, model_of
 from lahis_tl.access import LensModel
 from lahis_tl.batches import tokenize
 from lahis_tl.scores import method_for, reduce_rows

@@ -15,6 +15,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 import lahis_tl as lt
+from analyses.command_line import run_from_command_line
 from analyses.generating import (
     NONE,
     Conditions,
@@ -29,7 +30,6 @@ from analyses.result import (
     Parts,
     Result,
     model_of,
-    run_from_command_line,
     scored_ids,
     under,
 )

@@ -14,7 +14,8 @@ import pandas as pd
 import plotly.graph_objects as go
 
 import lahis_tl as lt
-from analyses.result import Result, choose_and_set_aside, model_of, run_from_command_line
+from analyses.command_line import run_from_command_line
+from analyses.result import Result, choose_and_set_aside, model_of, part_of
 from lahis_tl.access import LensModel
 from lahis_tl.statistics import mean_interval
 
@@ -31,6 +32,7 @@ def run(
     draws: int = 50,
     seed: int = 0,
     dtype: str = "float32",
+    checkpoint: str | Path | None = None,
     gradients: str | Path | None = None,
     progress: bool = True,
     **rule_options: Any,
@@ -41,6 +43,7 @@ def run(
         dtype: to load the model in; bfloat16 is faster where the processor has arithmetic for it.
         n, max_tokens: scoring texts a language, and where they are cut.
         test_texts, test_tokens: others, for testing, and where they are cut; as the former if None.
+        checkpoint: a folder for finished sets of heads, from which an interrupted run with these settings goes on.
         gradients: a folder of gradients that experiments share; nothing is kept if None.
         method, rule, rule_options: how heads are scored and chosen.
         draws: random sets, matched in layers to each language's heads; general heads are never among them.
@@ -70,6 +73,7 @@ def run(
             exclude=list(heads.general),
             scored=grads.card,
             seed=seed,
+            checkpoint=part_of(checkpoint, name.replace(" ", "_")),
             **options,
         )
         rows += _rows(f"{name} off", off, plain, effects[name])
@@ -91,11 +95,12 @@ def _rows(
 ) -> list[dict[str, Any]]:
     table = losses.to_dataframe().to_dict("records")
     p = {} if effect is None else effect.to_dataframe().set_index("language")["p"].to_dict()
+    draws = {} if effect is None else {"draws": len(effect.control_sets)}
     for row in table:
         code = row["language"]
         change = mean_interval(losses.nll[code] - plain.nll[code])
         row |= {"change": change.value, "change_lower": change.lower, "change_upper": change.upper}
-        row["p"] = p.get(code, float("nan"))
+        row |= {"p": p.get(code, float("nan")), **draws}
     return [{"condition": condition, **row} for row in table]
 
 

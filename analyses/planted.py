@@ -20,7 +20,8 @@ from scipy.stats import binomtest, mannwhitneyu
 from torch import Tensor
 
 import lahis_tl as lt
-from analyses.result import Result, run_from_command_line
+from analyses.command_line import run_from_command_line
+from analyses.result import Result
 from lahis_tl.per_text import PerTextHeads
 from lahis_tl.planted import PlantedTruth, planted_truth
 

@@ -1,8 +1,6 @@
-"""What an experiment gives back, and the command line that all experiments share."""
+"""What an experiment gives back, and what experiments share: heads and gradients, finished parts."""
 
-import argparse
 import hashlib
-import inspect
 import json
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -17,7 +15,7 @@ import lahis_tl as lt
 from lahis_tl.access import LensModel
 from lahis_tl.artifacts import Artifact
 from lahis_tl.errors import ArtifactError
-from lahis_tl.processes import exchange, is_main, join
+from lahis_tl.processes import exchange, is_main
 from lahis_tl.records import load_records, save_records
 
 logger = logging.getLogger(__name__)
@@ -89,6 +87,11 @@ class Result:
             list(self.figures.values()),
             {"Verdict": {"": self.verdict}},
         )
+
+
+def part_of(checkpoint: str | Path | None, name: str) -> Path | None:
+    """The folder of one of several runs that keep their parts in one place, if any are kept."""
+    return None if checkpoint is None else Path(checkpoint) / name
 
 
 class Parts:
@@ -201,57 +204,3 @@ def under(rows: pd.DataFrame, condition: str) -> pd.DataFrame:
 def means_by_draw(rows: pd.DataFrame, column: str) -> list[float]:
     """Mean of a column under each random set of heads (``draw``)."""
     return [float(group[column].mean()) for _, group in rows.groupby("draw")]
-
-
-def run_from_command_line(
-    run: Callable[..., Result], description: str | None, quick: Mapping[str, Any]
-) -> None:
-    """``python -m analyses.NAME``: the settings that experiments share, and ``--quick``.
-
-    Args:
-        quick: settings of a small run that shows the whole way.
-    """
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawTextHelpFormatter
-    )
-    name = (
-        run.__module__.rsplit(".", 1)[-1]
-        if run.__module__ != "__main__"
-        else Path(run.__code__.co_filename).stem
-    )
-    parser.add_argument(
-        "--model", help="hub name, folder, .gguf file (default: the experiment's own)"
-    )
-    parser.add_argument("--dtype", help="float32 or bfloat16")
-    parser.add_argument("--languages", help="comma-separated codes, as in en,fr")
-    parser.add_argument("--texts", type=int, dest="n", help="texts a language")
-    parser.add_argument("--max-tokens", type=int, help="longer texts are cut there")
-    parser.add_argument("--draws", type=int, help="random head sets")
-    parser.add_argument("--seed", type=int)
-    parser.add_argument(
-        "--gradients",
-        type=Path,
-        help="folder of gradients that experiments share (default: none kept)",
-    )
-    shared = {action.dest for action in parser._actions}
-    for setting, parameter in inspect.signature(run).parameters.items():
-        kind = type(parameter.default)
-        if setting not in shared and kind in (str, int, float):
-            flag = f"--{setting.replace('_', '-')}"
-            parser.add_argument(flag, type=kind, help=f"default {parameter.default}")
-    parser.add_argument("--quick", action="store_true", help=f"a small run: {dict(quick)}")
-    parser.add_argument(
-        "--out", type=Path, default=Path("out") / name, help="folder for the results"
-    )
-    given = {k: v for k, v in vars(parser.parse_args()).items() if v is not None}
-    out, small = given.pop("out"), given.pop("quick")
-    if "languages" in given:
-        given["languages"] = tuple(given["languages"].split(","))
-    unknown = set(given) - set(run.__annotations__)
-    if unknown:
-        parser.error(f"{name} has no setting {', '.join(sorted(unknown))}")
-    join()
-    result = run(**{**(quick if small else {}), **given})
-    written = result.save(out)
-    if is_main():
-        print(f"{result}\n\nWritten to {written}")

@@ -8,13 +8,15 @@ and more heads, and factors from 0 to 3.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 import lahis_tl as lt
-from analyses.result import Result, choose_and_set_aside, model_of, run_from_command_line
+from analyses.command_line import run_from_command_line
+from analyses.result import Result, choose_and_set_aside, model_of, part_of
 from lahis_tl.access import LensModel
 
 
@@ -32,6 +34,7 @@ def run(
     seed: int = 0,
     sweeps: bool = True,
     dtype: str = "float32",
+    checkpoint: str | Path | None = None,
     gradients: str | Path | None = None,
     progress: bool = True,
     **rule_options: Any,
@@ -42,6 +45,7 @@ def run(
         dtype: to load the model in; bfloat16 is faster where the processor has arithmetic for it.
         n, max_tokens: scoring texts a language, and where they are cut.
         test_texts, test_tokens: others of the bundled 80, for testing, and where they are cut; as the former if None.
+        checkpoint: a folder for finished sets of heads, from which an interrupted run with these settings goes on.
         gradients: a folder of gradients that experiments share; nothing is kept if None.
         method, rule, rule_options: how heads are scored and chosen; for the tested rule ``method`` is what
             it tests.
@@ -56,7 +60,8 @@ def run(
     )
     options["max_tokens"] = max_tokens if test_tokens is None else test_tokens
     options |= {"seed": seed, "match": match}
-    result = lt.selectivity(model, heads, testing, draws=draws, **options)
+    parts = partial(part_of, checkpoint)
+    result = lt.selectivity(model, heads, testing, draws=draws, checkpoint=parts("all"), **options)
     tables = {
         "matrix": result.to_dataframe(),
         "contrasts": _contrasts(result),
@@ -68,13 +73,14 @@ def run(
         few = min(draws, 5)
         for code in result.rows[:2]:
             members = heads.specific[code]
+            swept = options | {"draws": few, "scored": grads.card}
             by_factor = lt.sweep_factors(
-                model, testing, members, draws=few, scored=grads.card, **options
+                model, testing, members, checkpoint=parts(f"factors_{code}"), **swept
             )
             counts = [k for k in (1, 2, 5, 10, 20, 40) if k <= ranking.grid.size // 4]
             best = ranking.top(counts[-1], code)
             by_count = lt.sweep_heads(
-                model, testing, best, counts, draws=few, scored=grads.card, **options
+                model, testing, best, counts, checkpoint=parts(f"counts_{code}"), **swept
             )
             for kind, sweep in (("factors", by_factor), ("counts", by_count)):
                 tables[f"{kind}_{code}"] = sweep.to_dataframe()

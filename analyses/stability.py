@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 import lahis_tl as lt
-from analyses.result import Result, model_of, run_from_command_line, shared_gradients
+from analyses.command_line import run_from_command_line
+from analyses.result import Result, model_of, shared_gradients
 from lahis_tl.access import LensModel
 from lahis_tl.per_text import PerTextHeads
 from lahis_tl.scores import method_for, reduce_rows

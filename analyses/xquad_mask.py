@@ -18,7 +18,8 @@ import torch
 from scipy.stats import binomtest
 
 import lahis_tl as lt
-from analyses.result import Parts, Result, model_of, run_from_command_line, shared_gradients, under
+from analyses.command_line import run_from_command_line
+from analyses.result import Parts, Result, model_of, shared_gradients, under
 from lahis_tl.access import LensModel
 from lahis_tl.heads import top_heads
 from lahis_tl.pairs import encode_pairs, target_losses

@@ -218,7 +218,7 @@ def _sound(
     options: dict[str, Any] = {"seed": plan.seed, "progress": progress, **plan.sizes["scoring"]}
     options["gradients"] = folder / "gradients"
     if name == "perplexity":
-        return _perplexities(plan, model, codes, options)
+        return _perplexities(plan, model, codes, options, folder / "parts")
     options |= plan.own_sizes(name)
     if name == "heads":
         return heads.run(model, codes, **options)
@@ -233,13 +233,15 @@ def _sound(
 
 
 def _perplexities(
-    plan: Plan, model: LensModel, codes: Sequence[str], options: Mapping[str, Any]
+    plan: Plan, model: LensModel, codes: Sequence[str], options: Mapping[str, Any], parts: Path
 ) -> Result:
     """Own heads by the authors' rule, and all languages' heads on all languages' texts by the contrastive one."""
-    own = perplexity.run(model, codes, **options, **plan.own_sizes("perplexity"))
-    crossed = selectivity.run(
-        model, codes, sweeps=False, **options, **plan.own_sizes("selectivity")
-    )
+
+    def given(name: str) -> dict[str, Any]:
+        return {**options, **plan.own_sizes(name), "checkpoint": parts / name}
+
+    own = perplexity.run(model, codes, **given("perplexity"))
+    crossed = selectivity.run(model, codes, sweeps=False, **given("selectivity"))
     tables = {**crossed.tables, **own.tables}
     figures = {**own.figures, **crossed.figures}
     verdict = f"{own.verdict} {crossed.verdict}"

@@ -40,7 +40,7 @@ CALLED = {
     "f1": "F1",
 }
 CAPTIONS = {
-    "counts": "Heads above the 0.96 quantile, sorted by how many languages keep them",
+    "counts": "How many heads above the 0.96 quantile many languages keep (general), or few (specific)",
     "general": "General heads by the authors' rule on scores of float32, beside heads exchanged within their layers",
     "specific": "Heads specific to a language at a false discovery rate of 5%",
     "overlap": "Overlap (Jaccard) of the best heads of two languages",
