@@ -33,13 +33,8 @@ from lahis_tl.questions import (
 )
 from lahis_tl.statistics import Interval, bootstrap_means, percentile_interval, resample_counts
 
-NONE, BEST, RANDOM, ALL, OTHER = (
-    "no mask",
-    "best heads",
-    "random heads",
-    "all heads",
-    "other language",
-)
+NONE, BEST, RANDOM = "no mask", "best heads", "random heads"
+ALL, OTHER = "all heads", "other language"
 MEASURES = ("nll", "exact", "f1", "contains")
 
 
@@ -302,14 +297,14 @@ def _paired(own: pd.DataFrame, plain: pd.DataFrame, measure: str) -> Interval:
 def _against(own: pd.DataFrame, other: pd.DataFrame, measure: str) -> Interval:
     """The mean difference from another condition, with an interval over paragraphs and over the other's runs."""
     mine = _each(own, [measure])[measure]
-    runs = other.pivot(index="id", columns="number", values=measure).rsub(mine, axis=0)
-    paragraphs = other.drop_duplicates("id").set_index("id")["paragraph"]
-    sums = runs.groupby(paragraphs).sum().to_numpy()
-    sizes = torch.tensor(runs.groupby(paragraphs).size().to_numpy()).float()
-    texts = resample_counts(len(sizes), 2000, 0)
-    drawn = resample_counts(runs.shape[1], 2000, 1) / runs.shape[1]
-    draws = ((texts @ torch.tensor(sums).float()) * drawn).sum(1) / (texts @ sizes)
-    return percentile_interval(float(runs.to_numpy().mean()), draws, 0.95)
+    gain = other["id"].map(mine) - other[measure]
+    # paragraph × run, the number of a paragraph's questions being the same in every run
+    cells = other.assign(gain=gain).pivot_table("gain", "paragraph", "number", ["sum", "count"])
+    sums, counts = (torch.tensor(cells[kind].to_numpy()).float() for kind in ("sum", "count"))
+    paragraphs = resample_counts(len(sums), 2000, 0)
+    runs = resample_counts(sums.shape[1], 2000, 1)
+    draws = (paragraphs @ sums * runs).sum(1) / (paragraphs @ counts * runs).sum(1)
+    return percentile_interval(float(gain.mean()), draws, 0.95)
 
 
 def _transfer(rows: pd.DataFrame) -> list[dict[str, Any]]:

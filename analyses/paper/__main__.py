@@ -27,7 +27,7 @@ def main() -> None:
         "--model", default="smollm2", help=f"{', '.join(PRESETS)}, or any name or path"
     )
     parser.add_argument("--quick", action="store_true", help="a small run that shows the whole way")
-    parser.add_argument("--out", type=Path, help="folder (default: out/paper/NAME)")
+    parser.add_argument("--out", type=Path, help="folder (default: out/paper/NAME, or NAME-quick)")
     parser.add_argument("--only", nargs="+", choices=EXPERIMENTS, default=EXPERIMENTS)
     parser.add_argument("--languages", help="comma-separated codes, as in en,fr")
     parser.add_argument(

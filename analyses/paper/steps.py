@@ -70,7 +70,7 @@ def run(
 
     Args:
         model: ``smollm2``, ``aya-23-8b``, ``llama-3.2-3b``, ``mistral-7b-v0.1``, or any name that ``load_model`` takes.
-        out: folder of all results; ``out/paper/NAME`` if None.
+        out: folder of all results; ``out/paper/NAME`` if None, ``NAME-quick`` for a quick run.
         languages: the preset's if None; the first four of them with ``quick``.
         data: ``bundled``, ``hub``, or ``auto``: the hub's data sets for the paper's models where they can be had,
             or what the folder's run began with.
@@ -91,7 +91,8 @@ def run(
         raise ValueError(
             f"there is no experiment {', '.join(strange)}; there are {', '.join(EXPERIMENTS)}"
         )
-    folder = Path(out) if out is not None else Path("out") / "paper" / Path(model).name
+    name = Path(model).name + ("-quick" if quick else "")
+    folder = Path(out) if out is not None else Path("out") / "paper" / name
     plan = make_plan(model, languages, dtype, quick, data, preset, sizes, seed, folder)
     folder.mkdir(parents=True, exist_ok=True)
     try:
