@@ -24,10 +24,10 @@ RULE = (
     "than the 19 random sets that p ≤ 0.05 takes, or fewer than four independent texts, prompts, paragraphs asked "
     "about, or random sets that an effect is a difference from (n, the fewest of them; translations of one are one), "
     "or where nothing changed in any of them (a floor or a ceiling). "
-    "A claim about every language is seen where all of its effects are, and not seen where one is not; any other is "
-    "what more than half of its effects are, else undecided. Heads found at a false discovery rate of 5% are their own "
-    "interval; where none is found, nothing bounds their number from above. No correction is made for the number of "
-    "claims."
+    "A claim about every language is seen where all of its effects are seen, and not seen where one of them is not "
+    "seen; any other claim is what more than half of its effects are; else it is undecided. Heads found at a false "
+    "discovery rate of 5% are their own interval; where none is found, nothing bounds their number from above. No "
+    "correction is made for the number of claims."
 )
 
 XQUAD = pd.DataFrame(
