@@ -155,7 +155,7 @@ def test_from_the_command_line(tmp_path):
         [*command, "--max-tokens", "3"], capture_output=True, text=True, check=False
     )
     assert done.returncode == 2
-    assert "planted has no setting max_tokens" in done.stderr
+    assert "unrecognized arguments: --max-tokens 3" in done.stderr
     help_text = subprocess.run(
         [*command, "--help"], capture_output=True, text=True, check=True
     ).stdout
