@@ -313,5 +313,5 @@ def _settings(plan: Plan) -> pd.DataFrame:
     rows |= {f"{kind} from": source for kind, source in plan.sources.items()}
     for name, own in plan.sizes.items():
         called = "authors' protocol" if name == "authors" else f"{name}, sound protocol"
-        rows[called] = ", ".join(f"{key} {value}" for key, value in own.items())
+        rows[called] = ", ".join(f"{key} {value}" for key, value in own.items()) or "defaults"
     return pd.DataFrame({"setting": list(rows), "value": [str(value) for value in rows.values()]})
