@@ -211,6 +211,26 @@ def test_gradients_are_shared_language_by_language(model, tmp_path, monkeypatch)
         shared_gradients(model, few, tmp_path, max_tokens=20, progress=False)
 
 
+def test_no_random_set_of_perplexity_holds_a_general_head(model, monkeypatch):
+    real, effects = lt.ablation_effect, []
+
+    def kept(*arguments, **options):
+        effects.append(real(*arguments, **options))
+        return effects[-1]
+
+    monkeypatch.setattr(lt, "ablation_effect", kept)
+    sizes = {"n": 6, "test_texts": 2, "max_tokens": 12, "draws": 8}
+    result = perplexity.run(model, LANGUAGES, quantile=0.6, progress=False, **sizes)
+    sets = result.tables["heads"]
+    general = set(sets[sets["set"] == "general"]["label"])
+    assert general
+    own = [effect for effect in effects if set(effect.heads.labels) != general]
+    assert own
+    for effect in own:
+        assert effect.control_sets
+        assert not general & {label for drawn in effect.control_sets for label in drawn.labels}
+
+
 def test_texts_to_test_on_are_cut_at_their_own_place(model, tmp_path):
     result = perplexity.run(
         model,
