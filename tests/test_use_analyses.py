@@ -14,7 +14,7 @@ from analyses.generating import NONE, against_random
 from analyses.result import Parts, Result, scored_ids
 from lahis_tl.identify import language_identifier
 from lahis_tl.records import load_records
-from lahis_tl.tasks import Task
+from lahis_tl.tasks import Task, summary_tasks
 from lahis_tl.transfer import conflicts
 
 LANGUAGES = ("en", "fr", "de")
@@ -260,6 +260,14 @@ def test_summaries_in_languages_that_the_model_cannot_write_do_not_count() -> No
     assert general_heads.report(foreign, card)[2].startswith("The model writes none")
 
 
+def gate_would_see_a_summary(seed: int) -> bool:
+    """Whether the gate's texts, drawn from all that are not scored, hold one of two that are to be summed up."""
+    _, rest = lt.load_corpus("bundled", LANGUAGES).split(SMALL["n"], seed=seed)
+    scored = scored_ids(LANGUAGES, SMALL["n"], seed)
+    tasks = summary_tasks(LANGUAGES, 2, seed=seed, without=scored)
+    return bool({task.id for task in tasks} & set(rest.sample(8, seed=seed).ids or ()))
+
+
 def test_general_heads_run(
     speaker: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -276,8 +284,9 @@ def test_general_heads_run(
     monkeypatch.setattr(generating, "competence", all_written)
     small = {name: value for name, value in SMALL.items() if name != "fraction"}
     small |= {"quantile": 0.7, "min_languages": 2}
-    result = general_heads.run(speaker, LANGUAGES, prompts=2, max_new_tokens=12, **small)
-    scored = scored_ids(LANGUAGES, SMALL["n"], 0)
+    seed = next(filter(gate_would_see_a_summary, range(50)))
+    result = general_heads.run(speaker, LANGUAGES, prompts=2, max_new_tokens=12, seed=seed, **small)
+    scored = scored_ids(LANGUAGES, SMALL["n"], seed)
     asked = {row["id"] for row in result.records["generations"]}
     assert not asked & scored
     assert not asked & seen_by_the_gate, "a language may not come in by its lucky draws"
